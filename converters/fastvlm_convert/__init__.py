@@ -1,0 +1,1 @@
+"""From published FastVLM checkpoints to bundles that fastvlm_mlx loads."""

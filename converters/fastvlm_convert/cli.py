@@ -1,0 +1,98 @@
+"""`fastvlm-convert CKPT`: a published checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastvlm_mlx.commands import add_common, run
+
+if TYPE_CHECKING:
+    from fastvlm_convert.pipeline import Progress
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments; light, so that `--help` is quick."""
+    parser = argparse.ArgumentParser(
+        prog="fastvlm-convert",
+        description="Convert a FastVLM checkpoint (LLaVA, transformers, mlx-vlm or Apple MLX layout) into a bundle.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="folder with config.json and the weights")
+    parser.add_argument("-o", "--output", type=Path, help="bundle folder (default: models/converted/NAME)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        help="decoder and projector (default: as in the checkpoint)",
+    )
+    parser.add_argument(
+        "--vision-dtype",
+        choices=("float16", "bfloat16", "float32"),
+        help="FastViTHD (default: nothing is rounded: float32 where folding changes values)",
+    )
+    parser.add_argument("-q", "--quantize", action="store_true", help="quantise the decoder")
+    parser.add_argument("--q-bits", type=int, help="2, 3, 4, 5, 6 or 8 (default: 4); implies -q")
+    parser.add_argument("--q-group-size", type=int, default=64, help="32, 64 or 128 (default: 64)")
+    parser.add_argument("--quantize-projector", action="store_true", help="with -q: the projector too")
+    parser.add_argument("--quantize-vision", action="store_true", help="with -q: FastViTHD's matrices too")
+    parser.add_argument("--source-id", help="name of the source to record, such as apple/FastVLM-0.5B")
+    parser.add_argument("--revision", help="commit of the source to record")
+    parser.add_argument("--upload-repo", metavar="ORG/NAME", help="push the bundle to the Hugging Face hub")
+    add_common(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run(build_parser(), _convert, argv)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from fastvlm_convert.pipeline import Options, convert
+
+    options = Options(
+        dtype=args.dtype,
+        vision_dtype=args.vision_dtype,
+        q_bits=args.q_bits or (4 if args.quantize else None),
+        q_group_size=args.q_group_size,
+        quantize_projector=args.quantize_projector,
+        quantize_vision=args.quantize_vision,
+    )
+    with ProgressBars() as bars:
+        result = convert(args.checkpoint, args.output, options, args.source_id, args.revision, bars)
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{result.path} is up to date" if result.up_to_date else f"wrote {result.path}")
+    if args.upload_repo:
+        from fastvlm_convert.upload import upload
+
+        print(f"uploaded {upload(result.path, args.upload_repo)}")
+
+
+class ProgressBars:
+    """One tqdm bar per stage, on a terminal only."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self._new = tqdm
+        self._stage = ""
+        self._bar: tqdm[None] | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Advance the stage's bar by `done` bytes."""
+        if stage != self._stage or self._bar is None:
+            self.__exit__()
+            self._stage = stage
+            self._bar = self._new(total=total, desc=stage, unit="B", unit_scale=True, disable=None)
+        self._bar.update(done)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

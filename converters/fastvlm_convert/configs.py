@@ -1,0 +1,145 @@
+"""Read a source's config.json, in any of the published dialects, into ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastvlm_mlx.config import DecoderConfig, ModelConfig, ProjectorConfig, QuantizationConfig, VisionConfig
+from fastvlm_mlx.errors import CheckpointError, FastVLMError
+
+from fastvlm_convert.keymap import Layout
+
+FASTVITHD_LAYERS, FASTVITHD_DIMS, FASTVITHD_SIDE = [2, 12, 24, 4, 2], [96, 192, 384, 768, 1536], 1024
+QWEN2_STOPS = (151645, 151643)  # <|im_end|>, <|endoftext|>; published configs name only one of them
+MODEL_TYPES = ("llava_qwen2", "fast_vlm")
+
+
+def check_model_type(raw: Mapping[str, Any], where: str) -> None:
+    """Raise CheckpointError for a model that isn't a FastVLM."""
+    if raw.get("model_type") not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{where}: model_type is {raw.get('model_type')!r}, expected one of {', '.join(MODEL_TYPES)}"
+        )
+
+
+def read_config(raw: Mapping[str, Any], layout: Layout, name: str, where: str, generation: Mapping[str, Any]) -> ModelConfig:
+    """Turn a source config into a ModelConfig; `tie_word_embeddings` is only what the source says.
+
+    Raises:
+        CheckpointError: an unknown model type, a missing key, or a setting that changes what the model
+            computes and that this library doesn't have.
+    """
+    check_model_type(raw, where)
+    try:
+        read = _from_transformers if raw["model_type"] == "fast_vlm" else _from_llava
+        return read(raw, layout, name, generation)
+    except KeyError as exc:
+        raise CheckpointError(f"{where} lacks {exc.args[0]!r}; give a checkpoint folder as published") from exc
+    except (TypeError, ValueError) as exc:
+        raise CheckpointError(f"{where}: a value has another type than published ({exc})") from exc
+    except CheckpointError:
+        raise
+    except FastVLMError as exc:
+        raise CheckpointError(f"{where}: {exc}") from exc
+
+
+def _from_llava(raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]) -> ModelConfig:
+    """LLaVA's dialect; mlx-vlm's and Apple's MLX exports add keys to it."""
+    _require(raw, "mm_projector_type", ("mlp2x_gelu",))
+    _require(raw, "mm_use_im_start_end", (False, None))
+    _require(raw, "mm_use_im_patch_token", (False, None))
+    _require(raw, "mm_patch_merge_type", ("flat", "spatial", "spatial_unpad", None))
+    tower = str(raw["mm_vision_tower"])
+    side = tower.rsplit("_", 1)[-1]
+    if not (tower.startswith("mobileclip_l") and side.isdigit()):
+        raise CheckpointError(f"mm_vision_tower is {tower!r}; expected mobileclip_l_SIDE, FastViTHD's name")
+    sizes = raw.get("mm_vision_config") or raw.get("vision_config") or {}
+    vision = VisionConfig(
+        image_size=int(side),
+        layers=tuple(sizes.get("layers", FASTVITHD_LAYERS)),
+        embed_dims=tuple(sizes.get("embed_dims", FASTVITHD_DIMS)),
+    )
+    if raw["mm_hidden_size"] != vision.feature_dim:
+        raise CheckpointError(
+            f"mm_hidden_size is {raw['mm_hidden_size']}, FastViTHD of {vision.embed_dims} gives {vision.feature_dim}"
+        )
+    aspect = raw.get("image_aspect_ratio")
+    decoder = _decoder(raw)
+    return ModelConfig(
+        name=name,
+        decoder=decoder,
+        projector=ProjectorConfig(vision.feature_dim, decoder.hidden_size),
+        vision=vision if layout.has_vision else None,
+        context_length=min(raw.get("tokenizer_model_max_length") or 8192, decoder.max_position_embeddings),
+        eos_token_ids=_stops(raw, generation, vocabulary=decoder.vocab_size),
+        # The official code pads for "pad" and "anyres", and crops the centre for anything else.
+        aspect="pad" if aspect in ("pad", "anyres") else "crop",
+        grid_pinpoints=tuple((int(w), int(h)) for w, h in raw.get("image_grid_pinpoints") or ()),
+        patch_merge_type=raw.get("mm_patch_merge_type") or "flat",
+        quantization=_quantization(raw),
+    )
+
+
+def _from_transformers(raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]) -> ModelConfig:
+    """Hugging Face transformers' FastVlm: nested configs, FastViTHD by its timm name."""
+    _require(raw, "projector_hidden_act", ("gelu", None))
+    text, tower = raw["text_config"], raw["vision_config"]
+    _require(tower, "architecture", ("fastvit_mci3",))
+    sizes = tower.get("model_args") or {}
+    decoder = _decoder({"tie_word_embeddings": raw.get("tie_word_embeddings", False)} | dict(text))
+    vision = VisionConfig(
+        image_size=int(sizes.get("img_size", FASTVITHD_SIDE)),
+        layers=tuple(sizes.get("layers", FASTVITHD_LAYERS)),
+        embed_dims=tuple(sizes.get("embed_dims", FASTVITHD_DIMS)),
+    )
+    return ModelConfig(
+        name=name,
+        decoder=decoder,
+        projector=ProjectorConfig(vision.feature_dim, decoder.hidden_size),
+        vision=vision if layout.has_vision else None,
+        context_length=min(8192, decoder.max_position_embeddings),  # the published models' limit, not stored here
+        eos_token_ids=_stops(text | {"eos_token_id": text.get("eos_token_id")}, generation, vocabulary=decoder.vocab_size),
+    )
+
+
+def _decoder(raw: Mapping[str, Any]) -> DecoderConfig:
+    _require(raw, "hidden_act", ("silu", None))
+    _require(raw, "use_sliding_window", (False, None))
+    _require(raw, "rope_scaling", (None,))
+    rope = raw.get("rope_parameters") or {}  # transformers 5 nests it
+    _require(rope, "rope_type", ("default", None))
+    return DecoderConfig(
+        hidden_size=raw["hidden_size"],
+        intermediate_size=raw["intermediate_size"],
+        num_hidden_layers=raw["num_hidden_layers"],
+        num_attention_heads=raw["num_attention_heads"],
+        num_key_value_heads=raw["num_key_value_heads"],
+        vocab_size=raw["vocab_size"],
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+        rope_theta=float(raw["rope_theta"] if "rope_theta" in raw else rope["rope_theta"]),
+        max_position_embeddings=raw.get("max_position_embeddings", 32768),
+    )
+
+
+def _stops(raw: Mapping[str, Any], generation: Mapping[str, Any], vocabulary: int) -> tuple[int, ...]:
+    """End-of-sequence ids of both configs; Qwen2's two besides, where the vocabulary has them."""
+    found: list[int] = []
+    for value in (raw.get("eos_token_id"), generation.get("eos_token_id")):
+        found += value if isinstance(value, Sequence) else [] if value is None else [value]
+    return tuple(dict.fromkeys([*found, *(stop for stop in QWEN2_STOPS if stop < vocabulary)]))
+
+
+def _quantization(raw: Mapping[str, Any]) -> QuantizationConfig | None:
+    stored = raw.get("quantization")
+    if not stored:
+        return None
+    _require(stored, "mode", ("affine", None))
+    return QuantizationConfig(bits=stored["bits"], group_size=stored["group_size"])
+
+
+def _require(raw: Mapping[str, Any], key: str, allowed: tuple[object, ...]) -> None:
+    if raw.get(key) not in allowed:
+        named = ", ".join(repr(value) for value in allowed if value is not None) or "nothing"
+        raise CheckpointError(f"{key} is {raw[key]!r}; this version knows {named}")

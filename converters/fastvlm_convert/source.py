@@ -1,0 +1,151 @@
+"""Open a source checkpoint: its config and its tensors, read one at a time and one shard at a time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+from fastvlm_mlx.errors import CheckpointError, MissingDependencyError
+from safetensors import SafetensorError, safe_open
+
+# safetensors' names, the ones that published checkpoints use
+DTYPES = {
+    "BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32, "U32": mx.uint32, "I64": mx.int64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies and what it is; nothing of it has been read."""
+
+    shard: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its values in bytes."""
+        return int(np.prod(self.shape)) * DTYPES[self.dtype].size
+
+
+class Checkpoint:
+    """A checkpoint folder.
+
+    Attributes:
+        config: the parsed config.json.
+        tensors: name -> where it lies, in the order of the shards.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the config and every shard's header.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or not what its name says.
+            MissingDependencyError: `.bin` shards, and torch isn't installed.
+        """
+        if not path.is_dir():
+            raise CheckpointError(f"no checkpoint folder at {path}; give the folder that holds config.json")
+        self.path = path
+        self.config = read_json(path / "config.json")
+        self.shards = _shards(path)
+        self.tensors: dict[str, StoredTensor] = {}
+        self._open: tuple[Path, dict[str, mx.array]] | None = None
+        for shard in self.shards:
+            for tensor in _headers(shard):
+                if tensor.name in self.tensors:
+                    raise CheckpointError(f"{tensor.name} is in {self.tensors[tensor.name].shard} and in {shard}")
+                self.tensors[tensor.name] = tensor
+
+    def read(self, name: str) -> mx.array:
+        """Read one tensor. Only its own shard stays open, and what was read isn't kept."""
+        shard = self.tensors[name].shard
+        if self._open is None or self._open[0] != shard or name not in self._open[1]:
+            self._open = None  # let the other shard's memory go before this one's is taken
+            self._open = (shard, _load(shard))
+        tensor = self._open[1].pop(name)
+        try:
+            mx.eval(tensor)
+        except RuntimeError as exc:
+            raise CheckpointError(f"can't read {name} from {shard}: {exc}") from exc
+        return tensor
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: missing, unreadable or no object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        reason = "is missing" if isinstance(exc, FileNotFoundError) else f"can't be read: {exc}"
+        raise CheckpointError(f"{path} {reason}; give a checkpoint folder as published") from exc
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} should hold a JSON object, found {type(data).__name__}")
+    return data
+
+
+def _shards(path: Path) -> list[Path]:
+    """The files that hold the weights, from the index if there is one."""
+    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (path / index_name).exists():
+            names = sorted(set(read_json(path / index_name).get("weight_map", {}).values()))
+            missing = [name for name in names if not (path / name).is_file()]
+            if missing or not names:
+                what = f"names {', '.join(missing)}, not there" if missing else "names no files"
+                raise CheckpointError(f"{path / index_name} {what}; download the checkpoint again")
+            return [path / name for name in names]
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        if found := sorted(path.glob(pattern)):
+            return found
+    raise CheckpointError(f"{path} has no weights: expected model.safetensors, shards with an index, or *.bin")
+
+
+def _headers(shard: Path) -> list[StoredTensor]:
+    if shard.suffix == ".bin":
+        names = {mx_dtype: name for name, mx_dtype in DTYPES.items()}
+        return [StoredTensor(shard, n, tuple(t.shape), names[t.dtype]) for n, t in _load_bin(shard).items()]
+    tensors = []
+    try:
+        with safe_open(str(shard), "np") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                view = file.get_slice(name)
+                tensors.append(StoredTensor(shard, name, tuple(view.get_shape()), view.get_dtype()))
+    except (SafetensorError, OSError) as exc:
+        raise CheckpointError(f"{shard} is damaged or no safetensors file ({exc}); download it again") from exc
+    if strange := {t.dtype for t in tensors} - set(DTYPES):
+        raise CheckpointError(f"{shard} holds tensors of type {', '.join(sorted(strange))}; known: {', '.join(DTYPES)}")
+    return tensors
+
+
+def _load(shard: Path) -> dict[str, mx.array]:
+    return _load_bin(shard) if shard.suffix == ".bin" else cast("dict[str, mx.array]", mx.load(str(shard)))
+
+
+def _load_bin(shard: Path) -> dict[str, mx.array]:
+    """Read a `.bin` shard with the unpickler that only builds tensors."""
+    try:
+        import torch
+    except ImportError as exc:
+        raise MissingDependencyError(
+            f"{shard.name} needs PyTorch to be read: pip install 'fastvlm-mlx[convert]', or use safetensors"
+        ) from exc
+    try:
+        state = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as exc:  # torch raises pickle, zip, runtime and value errors here, without a common root
+        raise CheckpointError(f"{shard} is damaged or holds more than tensors ({exc}); download it again") from exc
+    return {name: _from_torch(tensor) for name, tensor in state.items()}
+
+
+def _from_torch(tensor: Any) -> mx.array:
+    import torch
+
+    if tensor.dtype == torch.bfloat16:  # numpy has no bfloat16: pass the bits
+        return mx.array(tensor.view(torch.uint16).numpy()).view(mx.bfloat16)
+    return mx.array(tensor.numpy())

@@ -1,0 +1,48 @@
+"""What all commands share: one line for an error, `--debug` for the traceback, the exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from fastvlm_mlx._version import __version__
+from fastvlm_mlx.errors import FastVLMError
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add `--debug` and `--version`."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    action: Callable[[argparse.Namespace], None],
+    argv: Sequence[str] | None,
+) -> int:
+    """Parse, act, and turn an error into one line on stderr.
+
+    Returns:
+        0; 2 for bad usage or input, 1 for anything else that failed, 130 after Ctrl-C.
+    """
+    args = parser.parse_args(argv)
+    try:
+        action(args)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has gone; nothing is left to say to it
+        sys.stderr.close()
+        return EXIT_FAILED
+    except (FastVLMError, OSError, RuntimeError, ValueError, MemoryError) as exc:
+        if args.debug:
+            raise
+        known = isinstance(exc, FastVLMError)
+        text = " ".join(str(exc).split()) or type(exc).__name__
+        hint = "" if known else f" ({type(exc).__name__}; --debug shows where)"
+        print(f"{parser.prog}: error: {text}{hint}", file=sys.stderr)
+        return exc.exit_code if isinstance(exc, FastVLMError) else EXIT_FAILED
+    return 0

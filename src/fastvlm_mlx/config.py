@@ -1,0 +1,187 @@
+"""The bundle's config.json as frozen dataclasses; unknown, missing or mistyped keys are named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from fastvlm_mlx.errors import BundleError, ConfigError
+
+FORMAT_VERSION = 1
+DOWNSAMPLING = 64  # FastViTHD: stem 4x, then four 2x patch embeddings; image pixels per token side
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """FastViTHD's shape. The published models: image_size 1024, [2,12,24,4,2], [96,192,384,768,1536]."""
+
+    image_size: int  # side the weights were trained at, pixels
+    layers: tuple[int, ...]
+    embed_dims: tuple[int, ...]
+    mlp_ratio: int = 4
+    head_dim: int = 32
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of the output: conv_exp doubles the last stage's."""
+        return 2 * self.embed_dims[-1]
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a shape that FastViTHD can't have."""
+        if len(self.layers) != 5 or len(self.embed_dims) != 5 or min(*self.layers, *self.embed_dims) < 1:
+            raise ConfigError(
+                f"vision needs 5 positive layers and 5 positive embed_dims, got {self.layers} and {self.embed_dims}"
+            )
+        if any(b != 2 * a for a, b in zip(self.embed_dims, self.embed_dims[1:], strict=False)):
+            raise ConfigError(f"vision.embed_dims must double from stage to stage, got {self.embed_dims}")
+        if any(dim % self.head_dim for dim in self.embed_dims[3:]):
+            raise ConfigError(
+                f"vision.embed_dims of stages 4 and 5 must be multiples of head_dim {self.head_dim}, "
+                f"got {self.embed_dims[3:]}"
+            )
+        if self.image_size < DOWNSAMPLING or self.image_size % DOWNSAMPLING:
+            raise ConfigError(f"vision.image_size must be a multiple of {DOWNSAMPLING}, got {self.image_size}")
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectorConfig:
+    """The MLP between encoder and decoder."""
+
+    input_dim: int
+    hidden_dim: int
+    kind: str = "mlp2x_gelu"
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """The language model's shape, in the terms of its own config.json."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    max_position_embeddings: int = 32768
+    model_type: str = "qwen2"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a shape that attention can't have."""
+        if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"decoder heads don't divide: hidden_size {self.hidden_size}, {self.num_attention_heads} heads, "
+                f"{self.num_key_value_heads} key/value heads"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationConfig:
+    """Width of the quantised matrices (affine, along the input axis)."""
+
+    bits: int
+    group_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Everything the run time needs to know about a model, besides its weights and tokenizer.
+
+    `vision` is None where the source has no PyTorch or MLX vision weights (Apple's MLX exports hold them
+    only as a Core ML package).
+    """
+
+    name: str
+    decoder: DecoderConfig
+    projector: ProjectorConfig
+    vision: VisionConfig | None
+    context_length: int  # positions, image tokens included
+    eos_token_ids: tuple[int, ...]
+    aspect: str = "pad"
+    image_newline: bool = False  # the weights hold AnyRes' learnt line break
+    grid_pinpoints: tuple[tuple[int, int], ...] = ()  # AnyRes: (width, height) in pixels
+    patch_merge_type: str = "flat"
+    quantization: QuantizationConfig | None = None
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The text of config.json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_file(cls, path: Path) -> ModelConfig:
+        """Read and check a bundle's config.json.
+
+        Raises:
+            BundleError: not there, no JSON, or written by a newer version of this library.
+            ConfigError: unknown, missing or mistyped keys; all are named.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as exc:
+            raise BundleError(f"no bundle at {path.parent}: it has no config.json") from exc
+        except (OSError, ValueError) as exc:
+            raise BundleError(f"can't read {path}: {exc}") from exc
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if not isinstance(version, int):
+            raise BundleError(
+                f"{path.parent} is not a fastvlm-mlx bundle (its config.json has no format_version); "
+                f"convert it first: fastvlm-convert {path.parent}"
+            )
+        if version > FORMAT_VERSION:
+            raise BundleError(
+                f"{path.parent} has bundle format {version}, this version reads up to {FORMAT_VERSION}; "
+                "upgrade with: pip install -U fastvlm-mlx"
+            )
+        return from_dict(cls, data, str(path))
+
+
+def from_dict(cls: type[_T], data: object, where: str) -> _T:
+    """Build a config dataclass from JSON data, strictly.
+
+    Raises:
+        ConfigError: unknown or missing keys, or a value of another type; says which and where.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected an object, found {type(data).__name__}")
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(known))
+    missing = [
+        n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if unknown or missing:
+        parts = [f"{label} {', '.join(names)}" for label, names in (("unknown", unknown), ("missing", missing)) if names]
+        raise ConfigError(f"{where}: keys {'; '.join(parts)}")
+    hints = get_type_hints(cls)
+    return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})
+
+
+def _value(hint: Any, value: object, where: str) -> object:
+    """Check one JSON value against a type hint; lists become tuples, objects become dataclasses."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None:
+            return None
+        return _value(next(a for a in args if a is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list):
+        inner = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(inner) == len(value):
+            return tuple(_value(h, v, where) for h, v in zip(inner, value, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        return {str(k): _value(args[1], v, f"{where}[{k}]") for k, v in value.items()}
+    elif hint is object:
+        return value
+    elif is_dataclass(hint) and isinstance(hint, type):
+        return from_dict(hint, value, where)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")

@@ -1,0 +1,149 @@
+"""What goes in and what comes out: image inputs, options, results and their timings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from typing import IO, TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from fastvlm_mlx.errors import InputError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import numpy as np
+    from PIL import Image
+
+    ImageInput: TypeAlias = str | PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray
+    ImageInputs: TypeAlias = ImageInput | Sequence[ImageInput] | None
+
+Aspect: TypeAlias = Literal["pad", "crop", "stretch"]
+FinishReason: TypeAlias = Literal["stop", "length"]
+Prompt: TypeAlias = str | Sequence[int]
+
+ASPECTS: tuple[str, ...] = get_args(Aspect)
+IMAGE_TOKEN_ID = -200  # LLaVA's sentinel for "an image stands here" in a list of ids; never in a vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """How an answer is decoded; checked once, before any work starts.
+
+    Attributes:
+        max_tokens: most tokens to generate, >= 1.
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_p: nucleus mass in (0, 1]; 1 keeps everything.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        min_p: drop tokens below this share of the likeliest one's probability, in [0, 1].
+        repetition_penalty: > 0; None or 1 is off. Looks at the last 20 text tokens, as mlx-lm does.
+        seed: seeds MLX's global generator; None leaves it as it is.
+        stop: strings that end the answer; they are not part of it.
+        ignore_eos: go on past end-of-sequence tokens (for benchmarks).
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value out of range."""
+        checks = {
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
+            "repetition_penalty": (self.repetition_penalty is None or self.repetition_penalty > 0, "above 0"),
+            "stop": (all(self.stop), "made of non-empty strings"),
+        }
+        for name, (fine, expected) in checks.items():
+            if not fine:
+                raise InputError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of one answer went, in seconds.
+
+    `ttft` runs from the call to the first token being there; the stages before it are measured one by
+    one, with the device synchronised in between, so their sum is `ttft` less a few Python lines.
+    """
+
+    preprocess: float = 0.0  # decode, orient, resize
+    vision: float = 0.0  # FastViTHD
+    projector: float = 0.0
+    tokenize: float = 0.0  # text to ids, ids to embeddings
+    prefill: float = 0.0  # one decoder pass over the prompt, head on the last row
+    first_token: float = 0.0  # sampling it
+    ttft: float = 0.0
+    decode: float = 0.0  # from the first token to the last
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """One answer. `str(result)` is its text.
+
+    Attributes:
+        text: the answer, without stop strings and end-of-sequence tokens.
+        token_ids: every generated id, the one that ended the answer included.
+        prompt_tokens: positions in the prompt; an image counts with all its tokens.
+        image_tokens: how many of them are image positions.
+        generation_tokens: len(token_ids).
+        prompt_tps: prompt positions per second of prefill.
+        generation_tps: tokens per second after the first one; 0 for a single token.
+        peak_memory: most memory MLX held during the call, in bytes.
+        finish_reason: "stop" (end-of-sequence or stop string) or "length".
+        timings: seconds per stage.
+        device: what really ran, such as "vision: MLX (cpu), decoder: MLX (cpu)".
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    image_tokens: int
+    generation_tokens: int
+    prompt_tps: float
+    generation_tps: float
+    peak_memory: int
+    finish_reason: FinishReason
+    timings: Timings
+    device: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_json(self) -> str:
+        """The whole result as one line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a streamed answer; the last one has `result` and may have an empty text."""
+
+    text: str
+    token_id: int | None = None
+    result: GenerationResult | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What the decoder sees of one image.
+
+    Attributes:
+        features: (N, C), FastViTHD's output, N = tokens, row-major over the image.
+        embeddings: (N, hidden), after the projector.
+        size: (height, width) of the preprocessed image in pixels.
+    """
+
+    features: mx.array
+    embeddings: mx.array
+    size: tuple[int, int]

@@ -1,0 +1,201 @@
+"""FastViTHD in MLX: five stages, 64x downsampling, channels last, for any multiple of 64 pixels.
+
+The weights are folded by the converter (fastvlm_convert.folding): batch norm into the 7x7 convolutions,
+layer scales into the last matrix of each branch, LayerNorm's affine into qkv, 1/255 into the stem. What is
+left here is convolutions, matrices, GELU and softmax; 1x1 convolutions are matrices.
+
+Source: FastVLM (arXiv 2412.13303), section 3.2; block order and shapes as in apple/ml-fastvlm 592b4ad,
+llava/model/multimodal_encoder/mobileclip/mci.py.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from fastvlm_mlx.config import VisionConfig
+from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.vision.base import check_side
+from fastvlm_mlx.vision.depthwise import DepthwiseConv
+
+ATTENTION_FROM = 3  # stages 4 and 5 (0-based 3 and 4) attend; the others mix with a 3x3 convolution
+NORM_EPS = 1e-5
+
+
+class ConvFFN(nn.Module):
+    """7x7 depthwise convolution, then an MLP per pixel; the residual is added outside."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.depthwise = DepthwiseConv(dim, dim, 7)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        return self.fc2(nn.gelu(self.fc1(self.depthwise(x))))
+
+
+class RepMixerBlock(nn.Module):
+    """Token mixing by a 3x3 depthwise convolution (identity branch folded in), then the ConvFFN."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.mixer = DepthwiseConv(dim, dim, 3)
+        self.ffn = ConvFFN(dim, hidden)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        x = self.mixer(x)
+        return x + self.ffn(x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all pixels of the map, heads of `head_dim` channels."""
+
+    def __init__(self, dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self._head_dim = head_dim
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        batch, height, width, dim = x.shape
+        qkv = self.qkv(x.reshape(batch, height * width, dim))
+        qkv = qkv.reshape(batch, height * width, 3, -1, self._head_dim).transpose(2, 0, 3, 1, 4)
+        y = mx.fast.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], scale=self._head_dim**-0.5)
+        return self.proj(y.transpose(0, 2, 1, 3).reshape(batch, height, width, dim))
+
+
+class AttentionBlock(nn.Module):
+    """Attention over LayerNorm's output (its affine folded into qkv), then the ConvFFN."""
+
+    def __init__(self, dim: int, hidden: int, head_dim: int) -> None:
+        super().__init__()
+        self.mixer = Attention(dim, head_dim)
+        self.ffn = ConvFFN(dim, hidden)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        x = x + self.mixer(mx.fast.layer_norm(x, None, None, NORM_EPS))
+        return x + self.ffn(x)
+
+
+class PatchEmbed(nn.Module):
+    """Halve the map, double the channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.depthwise = DepthwiseConv(dim, 2 * dim, 7, stride=2)
+        self.pointwise = nn.Linear(2 * dim, 2 * dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, H, W, C) -> (B, H / 2, W / 2, 2 C)."""
+        return nn.gelu(self.pointwise(nn.gelu(self.depthwise(x))))
+
+
+class Stem(nn.Module):
+    """Pixels 0-255 to a map of a quarter of the side."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, dim, 3, stride=2, padding=1)
+        self.depthwise = DepthwiseConv(dim, dim, 3, stride=2)
+        self.pointwise = nn.Linear(dim, dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, H, W, 3) -> (B, H / 4, W / 4, C)."""
+        return nn.gelu(self.pointwise(nn.gelu(self.depthwise(nn.gelu(self.conv(x))))))
+
+
+class Stage(nn.Module):
+    """Patch embedding (not in stage 1), positional convolution (stages 4 and 5), blocks."""
+
+    def __init__(self, config: VisionConfig, index: int) -> None:
+        super().__init__()
+        dim, hidden = config.embed_dims[index], config.embed_dims[index] * config.mlp_ratio
+        attends = index >= ATTENTION_FROM
+        if index:
+            self.downsample = PatchEmbed(config.embed_dims[index - 1])
+        if attends:
+            self.position = DepthwiseConv(dim, dim, 7)
+        self.blocks: list[nn.Module] = [
+            AttentionBlock(dim, hidden, config.head_dim) if attends else RepMixerBlock(dim, hidden)
+            for _ in range(config.layers[index])
+        ]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, H, W, C) -> (B, H / 2, W / 2, 2 C), or the same shape in stage 1."""
+        for step in [self.get("downsample"), self.get("position"), *self.blocks]:
+            x = step(x) if step is not None else x
+        return x
+
+
+class Expand(nn.Module):
+    """Double the channels with a 3x3 depthwise convolution, then squeeze-and-excite."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.depthwise = DepthwiseConv(dim, 2 * dim, 3)
+        self.reduce = nn.Linear(2 * dim, 2 * dim // 16)
+        self.expand = nn.Linear(2 * dim // 16, 2 * dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, H, W, C) -> (B, H, W, 2 C)."""
+        x = self.depthwise(x)
+        gate = mx.sigmoid(self.expand(nn.relu(self.reduce(x.mean(axis=(1, 2), keepdims=True)))))
+        return nn.gelu(x * gate)
+
+
+class FastViTHD(nn.Module):
+    """The encoder's graph: (B, H, W, 3) pixels 0-255 -> (B, H / 64, W / 64, C)."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.stem = Stem(config.embed_dims[0])
+        self.stages = [Stage(config, i) for i in range(5)]
+        self.expand = Expand(config.embed_dims[-1])
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Run all stages."""
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.expand(x)
+
+
+class MLXVisionEncoder:
+    """FastViTHD on MLX's default device; implements `fastvlm_mlx.vision.base.Encoder`.
+
+    Args:
+        network: with its folded weights loaded.
+        dtype: of weights and activations: float32, or bfloat16. Not float16: the published weights reach
+            6e4 in stage 5 and overflow there.
+    """
+
+    def __init__(self, network: FastViTHD, dtype: mx.Dtype) -> None:
+        if dtype not in (mx.float32, mx.bfloat16):
+            raise InputError(
+                f"vision dtype must be float32 or bfloat16 (FastViTHD overflows float16), got {dtype}"
+            )
+        network.set_dtype(dtype)
+        self._network, self._dtype = network, dtype
+        on_cpu = mx.default_device() == mx.Device(mx.cpu)
+        if on_cpu:
+            for module in network.modules():
+                if isinstance(module, DepthwiseConv):
+                    module.use_tiles()
+
+    @property
+    def device(self) -> str:
+        """MLX and the device it computes on."""
+        return f"MLX ({mx.default_device().type.name})"
+
+    def encode(self, pixels: np.ndarray) -> mx.array:
+        """(B, H, W, 3) uint8 -> (B, N, C); see `Encoder.encode`."""
+        for side in pixels.shape[1:3]:
+            check_side(side)
+        x = self._network(mx.array(pixels).astype(self._dtype))  # 0-255 is exact in bfloat16; 1/255 is in the stem
+        return x.reshape(x.shape[0], -1, x.shape[-1])
