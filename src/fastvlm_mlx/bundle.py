@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,8 +52,6 @@ class Manifest:
     changes: tuple[str, ...]  # in words: the licence of the published weights asks for a change record
     files: dict[str, FileRecord]
     licence: str | None = None
-    random_weights: bool = False
-    dtypes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of manifest.json."""

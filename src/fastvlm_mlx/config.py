@@ -8,12 +8,22 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fastvlm_mlx.errors import BundleError, ConfigError
+from fastvlm_mlx.errors import BundleError, ConfigError, ResolutionError
 
 FORMAT_VERSION = 1
 DOWNSAMPLING = 64  # FastViTHD: stem 4x, then four 2x patch embeddings; image pixels per token side
 
 _T = TypeVar("_T")
+
+
+def check_side(pixels: int) -> None:
+    """Raise ResolutionError unless an image side can be cut into whole tokens."""
+    if pixels < DOWNSAMPLING or pixels % DOWNSAMPLING:
+        below = max(pixels // DOWNSAMPLING, 1) * DOWNSAMPLING
+        raise ResolutionError(
+            f"resolution must be a multiple of {DOWNSAMPLING} pixels, got {pixels}; "
+            f"the nearest are {below} and {below + DOWNSAMPLING}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

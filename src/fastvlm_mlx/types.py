@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
-from typing import IO, TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import IO, TYPE_CHECKING, Literal, TypeAlias, TypedDict, get_args
 
 from fastvlm_mlx.errors import InputError
 
@@ -26,6 +26,20 @@ ASPECTS: tuple[str, ...] = get_args(Aspect)
 IMAGE_TOKEN_ID = -200  # LLaVA's sentinel for "an image stands here" in a list of ids; never in a vocabulary
 
 
+class OptionArgs(TypedDict, total=False):
+    """The keyword arguments of `generate`, `stream` and `Chat.ask`; meaning as in GenerationOptions."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str]
+    ignore_eos: bool
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
     """How an answer is decoded; checked once, before any work starts.
@@ -38,7 +52,7 @@ class GenerationOptions:
         min_p: drop tokens below this share of the likeliest one's probability, in [0, 1].
         repetition_penalty: > 0; None or 1 is off. Looks at the last 20 text tokens, as mlx-lm does.
         seed: seeds MLX's global generator; None leaves it as it is.
-        stop: strings that end the answer; they are not part of it.
+        stop: string or strings that end the answer; they are not part of it.
         ignore_eos: go on past end-of-sequence tokens (for benchmarks).
     """
 
@@ -49,11 +63,12 @@ class GenerationOptions:
     min_p: float = 0.0
     repetition_penalty: float | None = None
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: str | Sequence[str] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for a value out of range."""
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         checks = {
             "max_tokens": (self.max_tokens >= 1, "at least 1"),
             "temperature": (self.temperature >= 0, "0 (greedy) or more"),
@@ -79,7 +94,7 @@ class Timings:
     preprocess: float = 0.0  # decode, orient, resize
     vision: float = 0.0  # FastViTHD
     projector: float = 0.0
-    tokenize: float = 0.0  # text to ids, ids to embeddings
+    tokenize: float = 0.0  # text to ids to positions
     prefill: float = 0.0  # one decoder pass over the prompt, head on the last row
     first_token: float = 0.0  # sampling it
     ttft: float = 0.0

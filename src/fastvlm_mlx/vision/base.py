@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from fastvlm_mlx.config import DOWNSAMPLING
-from fastvlm_mlx.errors import ResolutionError
-
 if TYPE_CHECKING:
     import mlx.core as mx
     import numpy as np
@@ -32,13 +29,3 @@ class Encoder(Protocol):
         Raises:
             ResolutionError: a side isn't a multiple of 64, or the encoder lacks that size.
         """
-
-
-def check_side(pixels: int) -> None:
-    """Raise ResolutionError unless an image side can be cut into whole tokens."""
-    if pixels < DOWNSAMPLING or pixels % DOWNSAMPLING:
-        below = max(pixels // DOWNSAMPLING, 1) * DOWNSAMPLING
-        raise ResolutionError(
-            f"resolution must be a multiple of {DOWNSAMPLING} pixels, got {pixels}; "
-            f"the nearest are {below} and {below + DOWNSAMPLING}"
-        )

@@ -14,9 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from fastvlm_mlx.config import VisionConfig
+from fastvlm_mlx.config import VisionConfig, check_side
 from fastvlm_mlx.errors import InputError
-from fastvlm_mlx.vision.base import check_side
 from fastvlm_mlx.vision.depthwise import DepthwiseConv
 
 ATTENTION_FROM = 3  # stages 4 and 5 (0-based 3 and 4) attend; the others mix with a 3x3 convolution

@@ -1,0 +1,100 @@
+"""mlx-lm's Qwen2 under our config, taken apart where a prompt with images needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models import qwen2
+from mlx_lm.models.cache import KVCache
+
+from fastvlm_mlx.config import DecoderConfig
+from fastvlm_mlx.errors import ConfigError
+
+
+class _Backbone(Protocol):
+    embed_tokens: nn.Embedding
+    layers: Sequence[nn.Module]
+
+    def __call__(
+        self, inputs: mx.array, cache: object = None, input_embeddings: mx.array | None = None
+    ) -> mx.array: ...
+
+
+class Decoder:
+    """A causal language model that reads embeddings or ids.
+
+    Args:
+        network: mlx-lm's model, weights loaded.
+        config: its shape.
+        vocab_limit: ids from here on are never generated: rows that pad the embedding beyond the tokenizer.
+    """
+
+    def __init__(self, network: nn.Module, config: DecoderConfig, vocab_limit: int | None = None) -> None:
+        self.network, self.config = network, config
+        self.vocab_limit = min(vocab_limit or config.vocab_size, config.vocab_size)
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The blocks; mlx-lm counts them to size its caches."""
+        return self._backbone.layers
+
+    @property
+    def _backbone(self) -> _Backbone:
+        return cast(_Backbone, self.network.model)
+
+    def new_cache(self) -> list[KVCache]:
+        """An empty key/value cache, one entry per block."""
+        return [KVCache() for _ in range(self.config.num_hidden_layers)]
+
+    def embed(self, ids: Sequence[int]) -> mx.array:
+        """(T,) ids -> (T, hidden) embeddings."""
+        return self._backbone.embed_tokens(mx.array(ids, dtype=mx.int32))
+
+    def hidden(self, embeddings: mx.array, cache: list[KVCache]) -> mx.array:
+        """One pass over (B, T, hidden) embeddings; appends T rows to the cache. Returns (B, T, hidden)."""
+        # mlx-lm reads only the embeddings when they are given; the ids are there for its signature.
+        ids = mx.zeros(embeddings.shape[:2], dtype=mx.int32)
+        return self._backbone(ids, cache, embeddings)
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """(..., hidden) -> (..., vocab_limit) logits."""
+        if self.config.tie_word_embeddings:
+            logits = self._backbone.embed_tokens.as_linear(hidden)
+        else:
+            logits = cast(nn.Linear, self.network.lm_head)(hidden)
+        return logits[..., : self.vocab_limit]
+
+    def __call__(self, inputs: mx.array, cache: object = None) -> mx.array:
+        """(B, T) ids -> (B, T, vocab_limit) logits; the call that mlx-lm's generate_step makes."""
+        return self.head(self._backbone(inputs, cache))
+
+
+def _qwen2(config: DecoderConfig) -> nn.Module:
+    return qwen2.Model(
+        qwen2.ModelArgs(
+            model_type=config.model_type,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            intermediate_size=config.intermediate_size,
+            num_attention_heads=config.num_attention_heads,
+            rms_norm_eps=config.rms_norm_eps,
+            vocab_size=config.vocab_size,
+            num_key_value_heads=config.num_key_value_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            rope_theta=config.rope_theta,
+            tie_word_embeddings=config.tie_word_embeddings,
+        )
+    )
+
+
+FAMILIES = {"qwen2": _qwen2}
+
+
+def build_network(config: DecoderConfig) -> nn.Module:
+    """mlx-lm's model of a family, with weights still to be loaded (MLX makes none of them before)."""
+    if config.model_type not in FAMILIES:
+        raise ConfigError(f"decoder.model_type is {config.model_type!r}; this version knows {', '.join(FAMILIES)}")
+    return FAMILIES[config.model_type](config)

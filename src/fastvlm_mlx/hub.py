@@ -1,0 +1,3 @@
+def resolve(model, **k):
+    from pathlib import Path
+    return Path(model)

@@ -1,0 +1,173 @@
+"""Any image input -> uint8 RGB pixels of the size that the vision encoder takes.
+
+The default, `pad`, is bit for bit what the official predict.py feeds its encoder (black square, centred with
+floor, PIL's bicubic on 8-bit values), computed without building the full square.
+Source: apple/ml-fastvlm 592b4ad, llava/mm_utils.py:152-180; transformers 4.48.3, CLIPImageProcessor.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from typing import IO, TYPE_CHECKING, cast
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fastvlm_mlx.config import check_side
+from fastvlm_mlx.errors import ImageError, InputError
+from fastvlm_mlx.types import ASPECTS
+
+if TYPE_CHECKING:
+    from fastvlm_mlx.types import ImageInput, ImageInputs
+
+MAX_SIDE = 65_536  # pixels; pictures of one row and a million columns have no use and cost gigabytes
+_BAND_ROWS = 512  # rows of the padded square that exist at a time
+_BICUBIC = Image.Resampling.BICUBIC
+
+
+def preprocess(image: ImageInput, resolution: int = 1024, aspect: str = "pad") -> np.ndarray:
+    """Load an image and bring it to the encoder's size.
+
+    Args:
+        image: path, bytes, binary file object, PIL image, or (H, W, 3) uint8 RGB array. EXIF orientation is
+            applied, transparency composited on white, 16-bit gray scaled to 8, the first frame of an
+            animation taken.
+        resolution: side of the result in pixels, a multiple of 64.
+        aspect: "pad" to a black square (the official predict.py, bit for bit), "crop" the centre after
+            resizing the shortest edge (the published model card, Apple's app), or "stretch".
+
+    Returns:
+        (S, S, 3) uint8, RGB, row-major.
+
+    Raises:
+        ImageError: missing, unreadable, no image, or larger than 65,536 px a side or Pillow's pixel limit.
+        ResolutionError: not a multiple of 64.
+        InputError: unknown aspect.
+    """
+    check_side(resolution)
+    if aspect not in ASPECTS:
+        raise InputError(f"aspect must be one of {', '.join(ASPECTS)}, got {aspect!r}")
+    picture = open_image(image)
+    shape = {"pad": _pad, "crop": _crop, "stretch": _stretch}[aspect]
+    return np.asarray(shape(picture, resolution))
+
+
+def image_list(images: ImageInputs) -> list[ImageInput]:
+    """None, one image or several, as a list. A list or tuple is several; everything else is one."""
+    if images is None:
+        return []
+    if isinstance(images, list | tuple):
+        return list(cast("Sequence[ImageInput]", images))
+    return [cast("ImageInput", images)]
+
+
+def open_image(image: ImageInput) -> Image.Image:
+    """Decode any accepted input to an upright 8-bit RGB picture; errors as `preprocess`."""
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, Image.Image):
+        return _to_rgb(image, "the image")
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _decode(io.BytesIO(image), f"the image ({len(image)} bytes)")
+    if isinstance(image, str | os.PathLike):
+        return _decode(os.fspath(image), f"image {os.fspath(image)}")
+    if hasattr(image, "read"):
+        return _decode(image, "the image file object")
+    raise ImageError(
+        f"an image is a path, bytes, a binary file object, a PIL image or an (H, W, 3) uint8 array; got {type(image).__name__}"
+    )
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise ImageError(f"an image array must be (H, W, 3) uint8 RGB, got {array.shape} {array.dtype}")
+    _check_size(array.shape[1], array.shape[0], "the image array")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _decode(source: str | bytes | IO[bytes], name: str) -> Image.Image:
+    try:
+        with Image.open(source) as picture:
+            return _to_rgb(picture, name)
+    except FileNotFoundError as exc:
+        raise ImageError(f"{name} doesn't exist; check the path") from exc
+    except IsADirectoryError as exc:
+        raise ImageError(f"{name} is a folder; give a file") from exc
+    except UnidentifiedImageError as exc:
+        raise ImageError(f"{name} is empty or no image that Pillow {Image.__version__} reads") from exc
+    except Image.DecompressionBombError as exc:
+        raise ImageError(f"{name} is too large ({exc}); scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS") from exc
+    except (OSError, SyntaxError, ValueError) as exc:  # Pillow's decoders raise all three on damaged files
+        raise ImageError(f"{name} can't be decoded ({exc}); it may be truncated or damaged") from exc
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"{name} is {width} x {height} px; the limit is {MAX_SIDE} px a side; scale it down")
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    """Upright, opaque, 8-bit RGB."""
+    _check_size(*picture.size, name)
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):
+        return _from_deep_gray(picture, name)
+    if picture.mode == "F":
+        raise ImageError(f"{name} holds floating-point gray without a defined range; convert it to 8 or 16 bits")
+    if picture.has_transparency_data:
+        # Compositing shows what a viewer shows; dropping alpha would bring up the colours hidden under it.
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _from_deep_gray(picture: Image.Image, name: str) -> Image.Image:
+    """16-bit gray, scaled: Pillow's own conversion clips at 255 and leaves a white picture."""
+    values = np.asarray(picture)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError(f"{name} holds 32-bit gray without a defined range; convert it to 8 or 16 bits")
+    gray = (values.astype(np.uint32) + 128) // 257  # round(v * 255 / 65535)
+    return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+
+
+def _stretch(picture: Image.Image, side: int) -> Image.Image:
+    return picture.resize((side, side), _BICUBIC)
+
+
+def _crop(picture: Image.Image, side: int) -> Image.Image:
+    """Shortest edge to `side`, then the centre."""
+    width, height = picture.size
+    short, long = min(width, height), int(side * max(width, height) / min(width, height))
+    resized = (side, long) if width <= height else (long, side)
+    if long > MAX_SIDE:
+        # A strip that thin: resample only what the crop keeps. Its window is rounded to float32, so the values
+        # may differ by one from resizing the whole strip, which would take gigabytes.
+        start = (long - side) // 2 * short / side
+        box = (0.0, start, width, start + short) if width <= height else (start, 0.0, start + short, height)
+        return picture.resize((side, side), _BICUBIC, box=box)
+    left, top = (resized[0] - side) // 2, (resized[1] - side) // 2
+    return picture.resize(resized, _BICUBIC).crop((left, top, left + side, top + side))
+
+
+def _pad(picture: Image.Image, side: int) -> Image.Image:
+    """Centre on a black square, resize to `side`.
+
+    Pillow resizes rows first, rounds to 8 bits, then resizes columns. Doing the two passes here, with the rows
+    in bands, gives the same bits, while a 1,000 x 20,000 px screenshot doesn't become a square of 1.2 GB.
+    """
+    width, height = picture.size
+    square = max(width, height)
+    if square == min(width, height) or square <= side:
+        canvas = Image.new("RGB", (square, square))
+        canvas.paste(picture, ((square - width) // 2, (square - height) // 2))
+        return canvas.resize((side, side), _BICUBIC)
+    left, top = (square - width) // 2, (square - height) // 2
+    rows = Image.new("RGB", (side, square))
+    for start in range(0, height, _BAND_ROWS):
+        stop = min(start + _BAND_ROWS, height)
+        band = Image.new("RGB", (square, stop - start))
+        band.paste(picture.crop((0, start, width, stop)), (left, 0))
+        rows.paste(band.resize((side, stop - start), _BICUBIC), (0, top + start))
+    return rows.resize((side, side), _BICUBIC)

@@ -1,0 +1,175 @@
+"""load(): the one place where a bundle's parts are put together."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from fastvlm_mlx import hub
+from fastvlm_mlx.accelerate import prepare_cpu
+from fastvlm_mlx.bundle import DECODER, QUANTIZED_BITS, TOKENIZER, VISION, Bundle, assign, read_tensors
+from fastvlm_mlx.config import check_side
+from fastvlm_mlx.errors import EncoderError, InputError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    from fastvlm_mlx.model import FastVLM
+    from fastvlm_mlx.projector import MLPProjector
+    from fastvlm_mlx.vision.base import Encoder
+
+_QUANTIZE_GROUP = 64
+
+
+def load(
+    model: str | PathLike[str] | None = None,
+    *,
+    vision: str = "auto",
+    resolution: int | None = None,
+    quantize: int | None = None,
+    dtype: str | None = None,
+    vision_dtype: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> FastVLM:
+    """Load a model.
+
+    Args:
+        model: a bundle's folder, a name of `fastvlm models`, "org/name" on the Hugging Face hub, or None for
+            the default that comes with the package and needs no network.
+        vision: "mlx", or "auto" for the fastest encoder that runs here.
+        resolution: side in pixels of the images that the encoder gets, a multiple of 64; default what the
+            model was trained at. Each call may choose another.
+        quantize: 2, 3, 4, 5, 6 or 8: quantise the decoder to that many bits after loading.
+        dtype: "float32", "bfloat16" or "float16" for decoder and projector; default as stored on a GPU and
+            float32 on a CPU, whose other matmuls are twenty times slower. On a CPU quantised matrices are
+            unpacked too, for the same reason: their values stay the quantised ones.
+        vision_dtype: "float32" or "bfloat16" for FastViTHD (float16 would overflow); default bfloat16 on a
+            GPU, float32 on a CPU.
+        revision: commit or branch on the hub.
+        local_files_only: never go to the network.
+
+    Raises:
+        BundleError, ConfigError, WeightsError: the bundle can't be used. HubError: the hub can't.
+        InputError, ResolutionError: an argument is out of range. EncoderError: `vision` can't run here.
+    """
+    if vision not in ("auto", "mlx"):
+        raise InputError(f"vision must be auto or mlx, got {vision!r}")
+    if quantize is not None and quantize not in QUANTIZED_BITS:
+        raise InputError(f"quantize must be one of {', '.join(map(str, QUANTIZED_BITS))} or None, got {quantize!r}")
+    prepare_cpu()
+    bundle = Bundle.open(hub.resolve(model, revision=revision, local_files_only=local_files_only))
+    return assemble(bundle, vision, resolution, quantize, dtype, vision_dtype)
+
+
+def assemble(
+    bundle: Bundle,
+    vision: str = "auto",
+    resolution: int | None = None,
+    quantize: int | None = None,
+    dtype: str | None = None,
+    vision_dtype: str | None = None,
+    unpack: bool | None = None,
+) -> FastVLM:
+    """Build the model of an open bundle; arguments as `load`.
+
+    `unpack` says whether quantised matrices become plain ones; by default they do on a CPU.
+    """
+    import mlx.core as mx
+
+    from fastvlm_mlx.decoder import Decoder
+    from fastvlm_mlx.model import FastVLM
+    from fastvlm_mlx.tokenizer import Tokenizer
+
+    config = bundle.config
+    side = resolution if resolution is not None else config.vision.image_size if config.vision else 1024
+    check_side(side)
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    encoder = _load_encoder(bundle, vision, _dtype(vision_dtype) or (mx.float32 if on_cpu else mx.bfloat16))
+    kept = _dtype(dtype) or (mx.float32 if on_cpu else None)
+    projector, network = _load_language(bundle, quantize, kept, on_cpu if unpack is None else unpack)
+    tokenizer = Tokenizer(bundle.path / TOKENIZER) if bundle.has(TOKENIZER) else None
+    decoder = Decoder(network, config.decoder, tokenizer.size if tokenizer else None)
+    return FastVLM(config, encoder, projector, decoder, tokenizer, side)
+
+
+def _dtype(name: str | None) -> mx.Dtype | None:
+    import mlx.core as mx
+
+    known = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+    if name is not None and name not in known:
+        raise InputError(f"dtype must be one of {', '.join(known)}, got {name!r}")
+    return known[name] if name else None
+
+
+def _load_encoder(bundle: Bundle, vision: str, dtype: mx.Dtype) -> Encoder | None:
+    from fastvlm_mlx.vision.fastvithd import FastViTHD, MLXVisionEncoder
+
+    if bundle.config.vision is None:
+        if vision == "auto":
+            return None  # text works; an image then raises, saying why
+        raise EncoderError(f"{bundle.path} has no vision weights for MLX; convert the PyTorch checkpoint")
+    network = FastViTHD(bundle.config.vision)
+    path = bundle.path / VISION
+    assign({"": network}, read_tensors(path), str(path))
+    return MLXVisionEncoder(network, dtype)
+
+
+def _load_language(
+    bundle: Bundle, quantize: int | None, dtype: mx.Dtype | None, unpack: bool
+) -> tuple[MLPProjector, nn.Module]:
+    """Projector and decoder, which share a file."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    from fastvlm_mlx.decoder import build_network
+    from fastvlm_mlx.projector import MLPProjector
+
+    config = bundle.config
+    projector, network = MLPProjector(config.projector, config.image_newline), build_network(config.decoder)
+    path = bundle.path / DECODER
+    assign({"projector.": projector, "": network}, read_tensors(path), str(path))
+    if quantize:
+        if config.quantization:
+            raise InputError(
+                f"{bundle.path} is quantised already ({config.quantization.bits} bits); load it with quantize=None"
+            )
+        nn.quantize(network, group_size=_QUANTIZE_GROUP, bits=quantize, class_predicate=_divides)
+    for module in (projector, network):
+        if dtype:
+            module.set_dtype(dtype)
+        if unpack:
+            unpack_quantized(module)
+        module.eval()
+        mx.eval(module.parameters())
+    return projector, network
+
+
+def _divides(_: str, layer: nn.Module) -> bool:
+    return hasattr(layer, "to_quantized") and layer["weight"].shape[-1] % _QUANTIZE_GROUP == 0
+
+
+def unpack_quantized(module: nn.Module) -> None:
+    """Replace quantised layers by plain ones that hold the same values."""
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.utils import tree_unflatten
+
+    plain: list[tuple[str, nn.Module]] = []
+    for path, layer in module.named_modules():
+        if not isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            continue
+        weight = mx.dequantize(
+            layer.weight, layer.scales, layer["biases"], group_size=layer.group_size, bits=layer.bits
+        )
+        rows, columns = weight.shape
+        new: nn.Module
+        if isinstance(layer, nn.QuantizedEmbedding):
+            new = nn.Embedding(rows, columns)
+        else:
+            new = nn.Linear(columns, rows, bias="bias" in layer)
+        new.update({name: weight if name == "weight" else layer[name] for name in new.parameters()})
+        plain.append((path, new))
+    if plain:
+        module.update_modules(tree_unflatten(plain))
