@@ -14,8 +14,13 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add `--debug` and `--version`."""
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser, default=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+
+def add_debug(parser: argparse.ArgumentParser, default: bool | str = argparse.SUPPRESS) -> None:
+    """Add `--debug`; a sub-command leaves the default to its parent, so that it works in either place."""
+    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
 
 
 def run(

@@ -17,7 +17,7 @@ from fastvlm_mlx.generation import generate_tokens, resident
 from fastvlm_mlx.image import image_list, preprocess
 from fastvlm_mlx.prefill import embed, prefill
 from fastvlm_mlx.projector import MLPProjector
-from fastvlm_mlx.prompt import Span, TextSpan
+from fastvlm_mlx.prompt import Span, TextSpan, Turn
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.tokenizer import Tokenizer
 from fastvlm_mlx.types import (
@@ -31,6 +31,7 @@ from fastvlm_mlx.types import (
 from fastvlm_mlx.vision.base import Encoder
 
 if TYPE_CHECKING:
+    from fastvlm_mlx.chat import Chat
     from fastvlm_mlx.types import ImageInput, ImageInputs
 
 
@@ -85,7 +86,28 @@ class FastVLM:
             ImageError, ResolutionError, InputError: bad input. EncoderError: the bundle has no vision weights.
         """
         clock = Clock()
-        return self._encode([image], resolution, aspect, clock)[0]
+        return self.encode_images([image], resolution, aspect, clock)[0]
+
+    def encode_images(
+        self, images: Sequence[ImageInput], resolution: int | None, aspect: str | None, clock: Clock
+    ) -> list[ImageFeatures]:
+        """Encode images one after another, so that memory doesn't grow with their number.
+
+        Arguments and errors as `encode_image`; the stages' times are added to `clock`.
+        """
+        """Preprocess and encode images, one after another so that memory doesn't grow with their number."""
+        if not images:
+            return []
+        encoder = self._encoder
+        if encoder is None:
+            raise EncoderError(
+                "this bundle has no vision weights for MLX (Apple's MLX exports hold them only as a Core ML package); "
+                "convert the PyTorch checkpoint to ask about images"
+            )
+        side, aspect = self._side(resolution), aspect or self.config.aspect
+        pixels = [preprocess(image, side, aspect) for image in images]
+        clock.preprocess = clock.watch.lap()
+        return [self._features(encoder, array, clock) for array in pixels]
 
     def generate(
         self,
@@ -140,8 +162,25 @@ class FastVLM:
         tokens = [(self._side(resolution) // DOWNSAMPLING) ** 2] * len(images)
         spans = self._spans(prompt, tokens, system)
         clock.tokenize = clock.watch.lap()
-        features = self._encode(images, resolution, aspect, clock)
+        features = self.encode_images(images, resolution, aspect, clock)
         yield from self.answer(spans, [f.embeddings for f in features], chosen, clock)
+
+    def chat(
+        self,
+        images: ImageInputs = None,
+        *,
+        system: str | None = None,
+        resolution: int | None = None,
+        aspect: str | None = None,
+    ) -> Chat:
+        """Start a conversation about images, or without any; arguments as in `generate`.
+
+        Raises:
+            ImageError, ResolutionError, InputError: bad input. PromptError: the bundle has no tokenizer.
+        """
+        from fastvlm_mlx.chat import Chat
+
+        return Chat(self, image_list(images), system, resolution, aspect)
 
     def answer(
         self, spans: Sequence[Span], images: Sequence[mx.array], options: GenerationOptions, clock: Clock
@@ -169,37 +208,32 @@ class FastVLM:
             stops = set() if options.ignore_eos else self._stop_ids
             yield from read_answer(ids, self.tokenizer, stops, options.stop, prompts.count(spans), clock, self.device)
 
+    def tokenize(self, turns: Sequence[Turn]) -> list[int]:
+        """Ids of a conversation in ChatML, -200 for each `<image>` of the user's turns.
+
+        Raises:
+            PromptError: the bundle has no tokenizer.
+        """
+        if not self.tokenizer:
+            raise PromptError(
+                "this bundle has no tokenizer; give the prompt as token ids, or convert a checkpoint with tokenizer files"
+            )
+        return prompts.tokenize(turns, self.tokenizer)
+
+    def expand(self, ids: Sequence[int], image_tokens: Sequence[int]) -> tuple[Span, ...]:
+        """Positions of a prompt, checked against images, vocabulary and context; see `prompt.expand`."""
+        spans = prompts.expand(ids, image_tokens, self.config.decoder.vocab_size)
+        prompts.check_context(spans, self.config.context_length)
+        return spans
+
     def _side(self, resolution: int | None) -> int:
         return self.resolution if resolution is None else resolution
 
     def _spans(self, prompt: Prompt, image_tokens: Sequence[int], system: str | None) -> tuple[Span, ...]:
         """The prompt's positions, checked before anything is computed."""
         if isinstance(prompt, str):
-            if not self.tokenizer:
-                raise PromptError(
-                    "this bundle has no tokenizer: give the prompt as token ids, or convert a checkpoint with tokenizer files"
-                )
-            prompt = prompts.tokenize(prompts.ask(prompt, len(image_tokens), system), self.tokenizer)
-        spans = prompts.expand(prompt, image_tokens, self.config.decoder.vocab_size)
-        prompts.check_context(spans, self.config.context_length)
-        return spans
-
-    def _encode(
-        self, images: Sequence[ImageInput], resolution: int | None, aspect: str | None, clock: Clock
-    ) -> list[ImageFeatures]:
-        """Preprocess and encode images, one after another so that memory doesn't grow with their number."""
-        if not images:
-            return []
-        encoder = self._encoder
-        if encoder is None:
-            raise EncoderError(
-                "this bundle has no vision weights for MLX (Apple's MLX exports hold them only as a Core ML package); "
-                "convert the PyTorch checkpoint to ask about images"
-            )
-        side, aspect = self._side(resolution), aspect or self.config.aspect
-        pixels = [preprocess(image, side, aspect) for image in images]
-        clock.preprocess = clock.watch.lap()
-        return [self._features(encoder, array, clock) for array in pixels]
+            prompt = self.tokenize(prompts.ask(prompt, len(image_tokens), system))
+        return self.expand(prompt, image_tokens)
 
     def _features(self, encoder: Encoder, pixels: np.ndarray, clock: Clock) -> ImageFeatures:
         """(H, W, 3) uint8 -> features and embeddings, each evaluated so that its time is its own."""

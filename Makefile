@@ -1,0 +1,52 @@
+# `make demo` and `make test` set up what they need in .venv; nothing has to be installed before,
+# besides Python >= 3.11 and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
+
+.PHONY: demo test check format lint types imports slow parity default-model clean
+
+demo: $(VENV)/.demo
+	bash models/seeded/demo.sh $(BIN)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Full-size shapes: converts and runs a seeded checkpoint of the 0.5B model. Needs 8 GB of memory and of disk.
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+# Against transformers and mlx-vlm, in an environment of their own.
+parity:
+	bash tests/parity/setup.sh
+	.venv-parity/bin/python -m pytest -m parity tests/parity
+
+# Make the embedded default bundle again.
+default-model: $(VENV)/.dev
+	$(BIN)/python models/seeded/make_checkpoint.py build/seeded
+	$(BIN)/fastvlm-convert build/seeded -o models/fastvlm_zoo/seeded
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[demo]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[dev,convert]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) .venv-parity build dist models/converted

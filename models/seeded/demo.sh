@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# From a checkpoint as published to an answer about a photograph, every step as a user would type it.
+#   demo.sh BIN     BIN: the folder of the environment's commands
+set -euo pipefail
+bin=$1
+photo=build/astronaut.png
+
+say() { printf '\n$ %s\n' "$*"; }
+
+mkdir -p build
+"$bin/python" models/seeded/make_checkpoint.py build/seeded-tiny
+cp "$("$bin/python" -c 'import skimage; print(skimage.data_dir)')/astronaut.png" "$photo"
+
+say fastvlm-convert build/seeded-tiny
+"$bin/fastvlm-convert" build/seeded-tiny
+
+echo
+echo "The weights are seeded random numbers: the answers below mean nothing. What they show is that everything works."
+say fastvlm generate --model models/converted/seeded-tiny --image "$photo" --prompt "What is in this picture?" --max-tokens 24 --stats
+"$bin/fastvlm" generate --model models/converted/seeded-tiny --image "$photo" --prompt "What is in this picture?" --max-tokens 24 --stats
+
+say fastvlm-bench --resolution 256
+"$bin/fastvlm-bench" --resolution 256
