@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from fastvlm_mlx.commands import add_common, run
 
@@ -18,7 +18,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; light, so that `--help` is quick."""
     parser = argparse.ArgumentParser(
         prog="fastvlm-convert",
-        description="Convert a FastVLM checkpoint (LLaVA, transformers, mlx-vlm or Apple MLX layout) into a bundle.",
+        description="Convert a FastVLM checkpoint into a bundle. "
+        "Reads the layouts of LLaVA, transformers, mlx-vlm and Apple's MLX exports.",
     )
     parser.add_argument("checkpoint", type=Path, help="folder with config.json and the weights")
     parser.add_argument("-o", "--output", type=Path, help="bundle folder (default: models/converted/NAME)")
@@ -79,15 +80,16 @@ class ProgressBars:
 
         self._new = tqdm
         self._stage = ""
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[NoReturn] | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Advance the stage's bar by `done` bytes."""
-        if stage != self._stage or self._bar is None:
+        if stage != self._stage:
             self.__exit__()
             self._stage = stage
             self._bar = self._new(total=total, desc=stage, unit="B", unit_scale=True, disable=None)
-        self._bar.update(done)
+        if self._bar is not None:
+            self._bar.update(done)
 
     def __enter__(self) -> Progress:
         return self

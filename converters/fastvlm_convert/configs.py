@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastvlm_convert.keymap import Layout
 from fastvlm_mlx.config import DecoderConfig, ModelConfig, ProjectorConfig, QuantizationConfig, VisionConfig
 from fastvlm_mlx.errors import CheckpointError, FastVLMError
-
-from fastvlm_convert.keymap import Layout
 
 FASTVITHD_LAYERS, FASTVITHD_DIMS, FASTVITHD_SIDE = [2, 12, 24, 4, 2], [96, 192, 384, 768, 1536], 1024
 QWEN2_STOPS = (151645, 151643)  # <|im_end|>, <|endoftext|>; published configs name only one of them
@@ -23,7 +22,9 @@ def check_model_type(raw: Mapping[str, Any], where: str) -> None:
         )
 
 
-def read_config(raw: Mapping[str, Any], layout: Layout, name: str, where: str, generation: Mapping[str, Any]) -> ModelConfig:
+def read_config(
+    raw: Mapping[str, Any], layout: Layout, name: str, where: str, generation: Mapping[str, Any]
+) -> ModelConfig:
     """Turn a source config into a ModelConfig; `tie_word_embeddings` is only what the source says.
 
     Raises:
@@ -35,7 +36,9 @@ def read_config(raw: Mapping[str, Any], layout: Layout, name: str, where: str, g
         read = _from_transformers if raw["model_type"] == "fast_vlm" else _from_llava
         return read(raw, layout, name, generation)
     except KeyError as exc:
-        raise CheckpointError(f"{where} lacks {exc.args[0]!r}; give a checkpoint folder as published") from exc
+        raise CheckpointError(
+            f"{where} lacks {exc.args[0]!r}; give a checkpoint folder as published"
+        ) from exc
     except (TypeError, ValueError) as exc:
         raise CheckpointError(f"{where}: a value has another type than published ({exc})") from exc
     except CheckpointError:
@@ -44,7 +47,9 @@ def read_config(raw: Mapping[str, Any], layout: Layout, name: str, where: str, g
         raise CheckpointError(f"{where}: {exc}") from exc
 
 
-def _from_llava(raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]) -> ModelConfig:
+def _from_llava(
+    raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]
+) -> ModelConfig:
     """LLaVA's dialect; mlx-vlm's and Apple's MLX exports add keys to it."""
     _require(raw, "mm_projector_type", ("mlp2x_gelu",))
     _require(raw, "mm_use_im_start_end", (False, None))
@@ -62,7 +67,8 @@ def _from_llava(raw: Mapping[str, Any], layout: Layout, name: str, generation: M
     )
     if raw["mm_hidden_size"] != vision.feature_dim:
         raise CheckpointError(
-            f"mm_hidden_size is {raw['mm_hidden_size']}, FastViTHD of {vision.embed_dims} gives {vision.feature_dim}"
+            f"mm_hidden_size is {raw['mm_hidden_size']}, "
+            f"FastViTHD of {vision.embed_dims} gives {vision.feature_dim}"
         )
     aspect = raw.get("image_aspect_ratio")
     decoder = _decoder(raw)
@@ -81,7 +87,9 @@ def _from_llava(raw: Mapping[str, Any], layout: Layout, name: str, generation: M
     )
 
 
-def _from_transformers(raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]) -> ModelConfig:
+def _from_transformers(
+    raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]
+) -> ModelConfig:
     """Hugging Face transformers' FastVlm: nested configs, FastViTHD by its timm name."""
     _require(raw, "projector_hidden_act", ("gelu", None))
     text, tower = raw["text_config"], raw["vision_config"]
@@ -89,7 +97,7 @@ def _from_transformers(raw: Mapping[str, Any], layout: Layout, name: str, genera
     sizes = tower.get("model_args") or {}
     decoder = _decoder({"tie_word_embeddings": raw.get("tie_word_embeddings", False)} | dict(text))
     vision = VisionConfig(
-        image_size=int(sizes.get("img_size", FASTVITHD_SIDE)),
+        image_size=FASTVITHD_SIDE,  # the published models' side, not stored here
         layers=tuple(sizes.get("layers", FASTVITHD_LAYERS)),
         embed_dims=tuple(sizes.get("embed_dims", FASTVITHD_DIMS)),
     )
@@ -98,8 +106,12 @@ def _from_transformers(raw: Mapping[str, Any], layout: Layout, name: str, genera
         decoder=decoder,
         projector=ProjectorConfig(vision.feature_dim, decoder.hidden_size),
         vision=vision if layout.has_vision else None,
-        context_length=min(8192, decoder.max_position_embeddings),  # the published models' limit, not stored here
-        eos_token_ids=_stops(text | {"eos_token_id": text.get("eos_token_id")}, generation, vocabulary=decoder.vocab_size),
+        context_length=min(
+            8192, decoder.max_position_embeddings
+        ),  # the published models' limit, not stored here
+        eos_token_ids=_stops(
+            text | {"eos_token_id": text.get("eos_token_id")}, generation, vocabulary=decoder.vocab_size
+        ),
     )
 
 

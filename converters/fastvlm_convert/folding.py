@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from fastvlm_mlx.config import VisionConfig
 
 from fastvlm_convert.keymap import VISION
 from fastvlm_convert.schema import BATCH_NORM, stage_indices
+from fastvlm_mlx.config import VisionConfig
 
 Array = np.ndarray
 BATCH_NORM_EPS = 1e-5
@@ -124,11 +124,12 @@ def _ffn(target: str, source: str, scale: str) -> list[Folded]:
 
 
 def _gain(gamma: Array, variance: Array) -> Array:
-    return np.asarray(gamma / np.sqrt(variance + BATCH_NORM_EPS))
+    gain: Array = gamma / np.sqrt(variance + BATCH_NORM_EPS)
+    return gain
 
 
 def _attention(target: str, source: str) -> list[Folded]:
-    """qkv with LayerNorm's affine before it; proj with the layer scale after it."""
+    """The qkv matrix with LayerNorm's affine before it; proj with the layer scale after it."""
     qkv, norm = f"{source}.token_mixer.qkv.weight", f"{source}.norm"
     return [
         Folded(f"{target}.qkv.weight", (qkv, f"{norm}.weight"), lambda t: t[0] * t[1], exact=False),

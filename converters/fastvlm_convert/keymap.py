@@ -7,13 +7,13 @@ only them. Rules are tried in order; the first that matches wins; a name that no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
-from fastvlm_mlx.errors import CheckpointError
 
 from fastvlm_convert.source import Checkpoint
+from fastvlm_mlx.errors import CheckpointError
 
 VISION = "model.vision_tower.vision_tower.model."
 PROJECTOR = "model.mm_projector."
@@ -61,7 +61,10 @@ _TIMM_BLOCKS = ((0, 0), (1, 2), (2, 4), (3, 7), (4, 10))
 _TIMM_RULES = (
     Rule(_TIMM + r"stem\.(\d)\.(.*)", VISION + r"patch_embed.\1.\2"),
     *(
-        Rule(_TIMM + rf"stages\.{s}\.downsample\.proj\.0\.reparam_conv\.(.*)", VISION + rf"network.{i}.proj.0.lkb_reparam.\1")
+        Rule(
+            _TIMM + rf"stages\.{s}\.downsample\.proj\.0\.reparam_conv\.(.*)",
+            VISION + rf"network.{i}.proj.0.lkb_reparam.\1",
+        )
         for s, i in _TIMM_EMBED
     ),
     *(
@@ -74,7 +77,10 @@ _TIMM_RULES = (
         for s, i in _TIMM_BLOCKS
         for rule in (
             Rule(_TIMM + rf"stages\.{s}\.blocks\.(\d+)\.mlp\.(.*)", VISION + rf"network.{i}.\1.convffn.\2"),
-            Rule(_TIMM + rf"stages\.{s}\.blocks\.(\d+)\.(layer_scale(?:_[12])?)\.gamma", VISION + rf"network.{i}.\1.\2"),
+            Rule(
+                _TIMM + rf"stages\.{s}\.blocks\.(\d+)\.(layer_scale(?:_[12])?)\.gamma",
+                VISION + rf"network.{i}.\1.\2",
+            ),
             Rule(_TIMM + rf"stages\.{s}\.blocks\.(\d+)\.(.*)", VISION + rf"network.{i}.\1.\2"),
         )
     ),
@@ -99,7 +105,10 @@ LAYOUTS = (
     ),
     Layout(
         name="transformers",
-        marks=(r"(?:model\.)?multi_modal_projector\.linear_1\..*", r"(?:model\.)?vision_tower\.(?:timm_model\.)?stem\..*"),
+        marks=(
+            r"(?:model\.)?multi_modal_projector\.linear_1\..*",
+            r"(?:model\.)?vision_tower\.(?:timm_model\.)?stem\..*",
+        ),
         rules=(
             *_UNUSED,
             *_TIMM_RULES,
@@ -148,7 +157,8 @@ def detect_layout(names: Mapping[str, object], where: object) -> Layout:
             return layout
     known = "; ".join(f"{layout.name}: {', '.join(layout.marks)}" for layout in LAYOUTS)
     raise CheckpointError(
-        f"{where} follows no known FastVLM layout; tensors expected ({known}), found such as {', '.join(sorted(names)[:3])}"
+        f"{where} follows no known FastVLM layout; tensors expected ({known}), "
+        f"found such as {', '.join(sorted(names)[:3])}"
     )
 
 
@@ -176,20 +186,26 @@ def map_tensors(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tenso
     mapped: dict[str, Tensor] = {}
     unknown: list[str] = []
     for source, stored in checkpoint.tensors.items():
-        for pattern, replacement in rules:
-            if match := pattern.fullmatch(source):
-                break
-        else:
+        name = _rename(source, rules)
+        if name is None:
             unknown.append(source)
+        if not name:
             continue
-        if replacement == DROP:
-            continue
-        name = match.expand(replacement)
         if name in mapped:
-            raise CheckpointError(f"{source} and {mapped[name].source} are both {name}; the checkpoint mixes layouts")
+            raise CheckpointError(
+                f"{source} and {mapped[name].source} are both {name}; the checkpoint mixes layouts"
+            )
         shape, transform = _torch_order(name, stored.shape, layout)
         mapped[name] = Tensor(name, source, shape, stored.dtype, transform)
     return mapped, unknown
+
+
+def _rename(source: str, rules: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
+    """A source name's LLaVA name; "" for one to drop, None for one that no rule knows."""
+    for pattern, replacement in rules:
+        if match := pattern.fullmatch(source):
+            return match.expand(replacement)
+    return None
 
 
 def _torch_order(

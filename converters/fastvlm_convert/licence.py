@@ -16,7 +16,7 @@ APPLE_NOTICE = (
 
 
 def copy_licence(source: Path, target: Path, source_id: str, changes: Sequence[str]) -> str | None:
-    """Copy LICENSE* and NOTICE*; write the notice and the change record that Apple's research licence asks for.
+    """Copy LICENSE* and NOTICE*; write the notice and change record that Apple's licence asks for.
 
     Args:
         source: the checkpoint folder.
@@ -34,8 +34,14 @@ def copy_licence(source: Path, target: Path, source_id: str, changes: Sequence[s
             texts.append(file.read_text(encoding="utf-8", errors="replace"))
     if not any(APPLE_MARK in text for text in texts):
         return None
-    lines = [APPLE_NOTICE, "", f"This is a Model Derivative of {source_id}, for research purposes only. Changes made:"]
+    lines = [
+        APPLE_NOTICE,
+        "",
+        f"This is a Model Derivative of {source_id}, for research purposes only. Changes made:",
+    ]
     notice = target / "NOTICE"
     before = notice.read_text(encoding="utf-8", errors="replace") + "\n" if notice.exists() else ""
-    notice.write_text(before + "\n".join([*lines, *(f"- {change}" for change in changes)]) + "\n", encoding="utf-8")
+    notice.write_text(
+        before + "\n".join([*lines, *(f"- {change}" for change in changes)]) + "\n", encoding="utf-8"
+    )
     return APPLE_LICENCE

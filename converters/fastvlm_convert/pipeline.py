@@ -10,7 +10,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
+
+from fastvlm_convert.configs import check_model_type, read_config
+from fastvlm_convert.keymap import Layout, Tensor, detect_layout, map_tensors
+from fastvlm_convert.licence import copy_licence
+from fastvlm_convert.mlx_weights import (
+    Output,
+    check_tensors,
+    plan_decoder,
+    plan_vision,
+    raw_bytes,
+    write_safetensors,
+)
+from fastvlm_convert.quantize import Quantization
+from fastvlm_convert.source import Checkpoint, read_json
+from fastvlm_convert.tokenizer import read_tokenizer
 from fastvlm_mlx import __version__
 from fastvlm_mlx.bundle import (
     CONFIG,
@@ -27,14 +41,6 @@ from fastvlm_mlx.bundle import (
 from fastvlm_mlx.config import ModelConfig, QuantizationConfig
 from fastvlm_mlx.errors import CheckpointError, FastVLMError, InputError
 from fastvlm_mlx.files import replaced_folder, require_space, sha256
-
-from fastvlm_convert.configs import check_model_type, read_config
-from fastvlm_convert.keymap import Layout, Tensor, detect_layout, map_tensors
-from fastvlm_convert.licence import copy_licence
-from fastvlm_convert.mlx_weights import Output, check_tensors, plan_decoder, plan_vision, write_safetensors
-from fastvlm_convert.quantize import Quantization
-from fastvlm_convert.source import Checkpoint, read_json
-from fastvlm_convert.tokenizer import read_tokenizer
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 APPLE_PACKAGE = "fastvithd.mlpackage"
@@ -129,7 +135,9 @@ def convert(
     check_model_type(checkpoint.config, str(source / CONFIG))
     layout = detect_layout(checkpoint.tensors, source)
     _check_target(source, target)
-    origin = Source(source_id or source.resolve().name, layout.name, _hash_files(source, checkpoint, progress), revision)
+    origin = Source(
+        source_id or source.resolve().name, layout.name, _hash_files(source, checkpoint, progress), revision
+    )
     recorded = asdict(options)
     if _is_up_to_date(target, origin, recorded):
         return Result(target, True, ())
@@ -140,7 +148,9 @@ def convert(
     require_space(target.parent, total + _folder_bytes(package) + _HEADERS_BYTES)
     with replaced_folder(target) as folder:
         for name, outputs in plan.items():
-            write_safetensors(folder / name, outputs, checkpoint, tensors, lambda n: progress("writing", n, total))
+            write_safetensors(
+                folder / name, outputs, checkpoint, tensors, lambda n: progress("writing", n, total)
+            )
         if package.is_dir():
             shutil.copytree(package, folder / PACKAGE)
         (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
@@ -161,15 +171,28 @@ def _check_target(source: Path, target: Path) -> None:
     """Refuse to put a bundle in the place of anything that isn't one."""
     if target.exists() and target.resolve() == source.resolve():
         raise InputError(f"the output {target} is the checkpoint itself; choose another place with -o")
-    if target.exists() and not (target / MANIFEST).exists() and not (target.is_dir() and not any(target.iterdir())):
+    if (
+        target.exists()
+        and not (target / MANIFEST).exists()
+        and not (target.is_dir() and not any(target.iterdir()))
+    ):
         raise InputError(f"{target} exists and is no bundle; choose another place with -o")
 
 
 def _hash_files(source: Path, checkpoint: Checkpoint, progress: Progress) -> dict[str, str]:
     """SHA-256 of every file that the bundle depends on."""
-    small = ("config.json", "generation_config.json", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json")
+    small = (
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
+        "added_tokens.json",
+    )
     files = [*checkpoint.shards, *(source / name for name in small if (source / name).exists())]
-    files += sorted(f for f in source.iterdir() if f.is_file() and f.name.upper().startswith(("LICEN", "NOTICE")))
+    files += sorted(
+        f for f in source.iterdir() if f.is_file() and f.name.upper().startswith(("LICEN", "NOTICE"))
+    )
     files += sorted(f for f in (source / APPLE_PACKAGE).rglob("*") if f.is_file())
     total = sum(file.stat().st_size for file in files)
     return {str(f.relative_to(source)): sha256(f, lambda n: progress("checking", n, total)) for f in files}
@@ -203,7 +226,9 @@ def _read_model(
     tied = _head_is_tied(checkpoint, tensors)
     if tied != config.decoder.tie_word_embeddings:
         found = "has no head of its own" if tied else "has a head that differs from the embedding"
-        warnings.append(f"{where} says tie_word_embeddings={not tied}, but the checkpoint {found}; going by the tensors")
+        warnings.append(
+            f"{where} says tie_word_embeddings={not tied}, but the checkpoint {found}; going by the tensors"
+        )
     if tied:
         tensors = {n: t for n, t in tensors.items() if not n.startswith("lm_head.")}
     width = options.width
@@ -233,8 +258,7 @@ def _head_is_tied(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> bool
 
 def _digest(checkpoint: Checkpoint, tensor: Tensor) -> bytes:
     """One tensor is in memory at a time, so two big ones are compared by their hashes."""
-    value = checkpoint.read(tensor.source)
-    return hashlib.sha256(np.ascontiguousarray(value.view(mx.uint8))).digest()
+    return hashlib.sha256(raw_bytes(checkpoint.read(tensor.source))).digest()
 
 
 def _plan(tensors: Mapping[str, Tensor], config: ModelConfig, options: Options) -> dict[str, list[Output]]:
@@ -243,7 +267,9 @@ def _plan(tensors: Mapping[str, Tensor], config: ModelConfig, options: Options) 
     plan = {DECODER: plan_decoder(tensors, config, dtype, width, options.quantize_projector)}
     if config.vision:
         vision_dtype = DTYPES[options.vision_dtype] if options.vision_dtype else None
-        plan[VISION] = plan_vision(tensors, config.vision, vision_dtype, width if options.quantize_vision else None)
+        plan[VISION] = plan_vision(
+            tensors, config.vision, vision_dtype, width if options.quantize_vision else None
+        )
     return plan
 
 
@@ -251,7 +277,9 @@ def _changes(layout: Layout, config: ModelConfig, options: Options) -> tuple[str
     """The change record, in words."""
     changes = [f"renamed from the {layout.name} layout into a fastvlm-mlx bundle"]
     if config.vision:
-        changes.append("FastViTHD folded: batch norm, layer scale, LayerNorm affine, 1/255; convolutions channels last")
+        changes.append(
+            "FastViTHD folded: batch norm, layer scale, LayerNorm affine, 1/255; convolutions channels last"
+        )
     if options.dtype:
         changes.append(f"decoder and projector cast to {options.dtype}")
     if options.vision_dtype:
@@ -259,7 +287,9 @@ def _changes(layout: Layout, config: ModelConfig, options: Options) -> tuple[str
     if options.width:
         parts = ["decoder", *(["projector"] if options.quantize_projector else [])]
         parts += ["FastViTHD's matrices"] if options.quantize_vision else []
-        changes.append(f"{', '.join(parts)} quantised to {options.q_bits} bits, groups of {options.q_group_size}")
+        changes.append(
+            f"{', '.join(parts)} quantised to {options.q_bits} bits, groups of {options.q_group_size}"
+        )
     return tuple(changes)
 
 
@@ -267,7 +297,9 @@ def _record_files(folder: Path, progress: Progress) -> dict[str, FileRecord]:
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     total = sum(file.stat().st_size for file in files)
     return {
-        f.relative_to(folder).as_posix(): FileRecord(sha256(f, lambda n: progress("hashing", n, total)), f.stat().st_size)
+        f.relative_to(folder).as_posix(): FileRecord(
+            sha256(f, lambda n: progress("hashing", n, total)), f.stat().st_size
+        )
         for f in files
     }
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fastvlm_mlx.config import DecoderConfig, ProjectorConfig, VisionConfig
-
 from fastvlm_convert.keymap import PROJECTOR, VISION
+from fastvlm_mlx.config import DecoderConfig, ProjectorConfig, VisionConfig
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
-from fastvlm_mlx.errors import CheckpointError, MissingDependencyError
 from safetensors import SafetensorError, safe_open
+
+from fastvlm_mlx.errors import CheckpointError, MissingDependencyError
 
 # safetensors' names, the ones that published checkpoints use
 DTYPES = {
@@ -58,7 +59,9 @@ class Checkpoint:
         for shard in self.shards:
             for tensor in _headers(shard):
                 if tensor.name in self.tensors:
-                    raise CheckpointError(f"{tensor.name} is in {self.tensors[tensor.name].shard} and in {shard}")
+                    raise CheckpointError(
+                        f"{tensor.name} is in {self.tensors[tensor.name].shard} and in {shard}"
+                    )
                 self.tensors[tensor.name] = tensor
 
     def read(self, name: str) -> mx.array:
@@ -104,7 +107,9 @@ def _shards(path: Path) -> list[Path]:
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         if found := sorted(path.glob(pattern)):
             return found
-    raise CheckpointError(f"{path} has no weights: expected model.safetensors, shards with an index, or *.bin")
+    raise CheckpointError(
+        f"{path} has no weights: expected model.safetensors, shards with an index, or *.bin"
+    )
 
 
 def _headers(shard: Path) -> list[StoredTensor]:
@@ -118,9 +123,13 @@ def _headers(shard: Path) -> list[StoredTensor]:
                 view = file.get_slice(name)
                 tensors.append(StoredTensor(shard, name, tuple(view.get_shape()), view.get_dtype()))
     except (SafetensorError, OSError) as exc:
-        raise CheckpointError(f"{shard} is damaged or no safetensors file ({exc}); download it again") from exc
+        raise CheckpointError(
+            f"{shard} is damaged or no safetensors file ({exc}); download it again"
+        ) from exc
     if strange := {t.dtype for t in tensors} - set(DTYPES):
-        raise CheckpointError(f"{shard} holds tensors of type {', '.join(sorted(strange))}; known: {', '.join(DTYPES)}")
+        raise CheckpointError(
+            f"{shard} holds tensors of type {', '.join(sorted(strange))}; known: {', '.join(DTYPES)}"
+        )
     return tensors
 
 
@@ -139,7 +148,9 @@ def _load_bin(shard: Path) -> dict[str, mx.array]:
     try:
         state = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
     except Exception as exc:  # torch raises pickle, zip, runtime and value errors here, without a common root
-        raise CheckpointError(f"{shard} is damaged or holds more than tensors ({exc}); download it again") from exc
+        raise CheckpointError(
+            f"{shard} is damaged or holds more than tensors ({exc}); download it again"
+        ) from exc
     return {name: _from_torch(tensor) for name, tensor in state.items()}
 
 

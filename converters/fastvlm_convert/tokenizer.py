@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastvlm_mlx.errors import CheckpointError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from fastvlm_convert.source import read_json
+from fastvlm_mlx.errors import CheckpointError
 
 # Qwen2's split into words before byte pair encoding.
-# Source: Qwen/Qwen2-0.5B tokenizer.json; the published FastVLM repositories ship vocab.json + merges.txt only.
+# Source: Qwen/Qwen2-0.5B tokenizer.json; published FastVLM repositories ship vocab.json + merges.txt only.
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -33,7 +33,9 @@ def read_tokenizer(path: Path) -> Tokenizer | None:
     except CheckpointError:
         raise
     except Exception as exc:  # tokenizers raises bare Exception
-        raise CheckpointError(f"the tokenizer files of {path} are damaged ({exc}); download them again") from exc
+        raise CheckpointError(
+            f"the tokenizer files of {path} are damaged ({exc}); download them again"
+        ) from exc
     return None
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from fastvlm_mlx.bundle import Bundle
-from fastvlm_mlx.errors import HubError
+from fastvlm_convert.licence import APPLE_LICENCE, APPLE_NOTICE
+from fastvlm_mlx.bundle import MANIFEST, Bundle
+from fastvlm_mlx.errors import HubError, InputError
 
 CARD = """---
-library_name: fastvlm-mlx
-pipeline_tag: image-text-to-text
-base_model: {source}
-{licence}tags: [fastvlm, mlx]
+{metadata}
 ---
 # {name}
 
-{source} converted for [fastvlm-mlx]. {notice}
-
+{origin}, converted for fastvlm-mlx.
+{terms}
 ```python
 from fastvlm_mlx import load
 
@@ -24,13 +23,21 @@ model = load("{repo}")
 print(model.generate("photo.jpg", "Describe the image."))
 ```
 
-Changes made:
+Changes made to the source:
+
 {changes}
 """
+TERMS = """
+This is a Model Derivative, for research purposes only; see [LICENSE](LICENSE).
+{notice}
+"""
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def upload(bundle_path: Path, repo: str) -> str:
-    """Create the repository if needed and upload the bundle with a model card.
+    """Create the repository if needed; upload a model card, then the bundle's files.
+
+    Files that the repository holds besides are left alone.
 
     Args:
         bundle_path: a bundle's folder.
@@ -40,39 +47,69 @@ def upload(bundle_path: Path, repo: str) -> str:
         The address of the commit.
 
     Raises:
+        BundleError: no bundle, or a damaged one. InputError: `repo` can't be a name.
         HubError: no login, no right, no connection.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub import HfApi, errors
 
     bundle = Bundle.open(bundle_path)
+    if not _REPOSITORY.fullmatch(repo):
+        raise InputError(f"{repo!r} is no repository name; give ORG/NAME")
+    # The root of httpx, which is no OSError; ValueError: a refused card; RuntimeError: a part that got lost.
+    failures = (errors.HTTPError, OSError, ValueError, RuntimeError)  # type: ignore[attr-defined]
     api = HfApi()
     try:
         api.create_repo(repo, exist_ok=True)
+        # The card goes first, so that the weights are never there without their terms.
+        card = model_card(bundle, repo).encode()
         api.upload_file(
-            path_or_fileobj=model_card(bundle, repo).encode(), path_in_repo="README.md", repo_id=repo,
-            commit_message="Add the model card",
-        )  # fmt: skip
-        commit = api.upload_folder(repo_id=repo, folder_path=bundle_path, commit_message="Add the bundle")
-    except HFValidationError as exc:
-        raise HubError(f"{repo!r} is no repository name: {exc}; give ORG/NAME") from exc
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as exc:
-        raise HubError(f"can't upload to {repo}: {exc}; log in with `hf auth login` and try again") from exc
+            path_or_fileobj=card, path_in_repo="README.md", repo_id=repo, commit_message="Add the model card"
+        )
+        commit = api.upload_folder(
+            repo_id=repo,
+            folder_path=bundle_path,
+            allow_patterns=[*bundle.manifest.files, MANIFEST],  # what else lies in the folder stays here
+            commit_message="Add the bundle",
+        )
+    except failures as exc:
+        raise HubError(_explain(exc, repo)) from exc
     return str(commit.commit_url)
 
 
 def model_card(bundle: Bundle, repo: str) -> str:
-    """README.md of the uploaded bundle: source, licence, how to use it, what was changed."""
+    """README.md of the uploaded bundle: source, terms, how to use it, what was changed."""
     manifest = bundle.manifest
-    licence = ""
+    source, revision = manifest.source.id, manifest.source.revision
+    metadata = ["library_name: fastvlm-mlx", "pipeline_tag: image-text-to-text"]
     if manifest.licence:
-        licence = f"license: {manifest.licence}\nlicense_name: {manifest.licence}\nlicense_link: LICENSE\n"
-    notice = (bundle.path / "NOTICE").read_text(encoding="utf-8") if bundle.has("NOTICE") else ""
+        metadata.append(f"license: {manifest.licence}")
+    origin = source
+    if _REPOSITORY.fullmatch(source):  # the hub refuses a base model that isn't one of its own
+        metadata.append(f"base_model: {source}")
+        metadata += ["base_model_relation: quantized"] if bundle.config.quantization else []
+        origin = f"[{source}](https://huggingface.co/{source})"
+    metadata += ["tags:", "- fastvlm", "- mlx"]
     return CARD.format(
-        source=manifest.source.id,
-        licence=licence,
-        name=repo.partition("/")[2] or repo,
-        notice=notice.partition("\n")[0],
+        metadata="\n".join(metadata),
+        name=repo.partition("/")[2],
+        origin=origin + (f" at revision {revision}" if revision else ""),
+        terms=TERMS.format(notice=APPLE_NOTICE) if manifest.licence == APPLE_LICENCE else "",
         repo=repo,
         changes="\n".join(f"- {change}" for change in manifest.changes),
     )
+
+
+def _explain(exc: Exception, repo: str) -> str:
+    """One sentence on what is wrong and what to do."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    while isinstance(exc, RuntimeError) and isinstance(exc.__cause__, Exception):
+        exc = exc.__cause__  # the client wraps what happened to one of the files
+    if isinstance(exc, HfHubHTTPError) and exc.response.status_code in (401, 403):
+        return f"you may not write to {repo}; log in with `hf auth login` and a token that may write there"
+    if isinstance(exc, HfHubHTTPError):
+        return (
+            f"can't upload to {repo}: the hub answers with status {exc.response.status_code}; try again later"
+        )
+    reason = " ".join(str(exc).split()) or type(exc).__name__
+    return f"can't upload to {repo}: {reason}"

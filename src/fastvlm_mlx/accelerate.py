@@ -5,6 +5,7 @@ Must run before MLX is first imported, since it decides which BLAS MLX's matmul 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -24,9 +25,7 @@ def prepare_cpu() -> None:
         return
     library = os.environ.get("FASTVLM_OPENBLAS", OPENBLAS)
     if library != "0" and "mlx.core" not in sys.modules:
-        try:
+        with contextlib.suppress(OSError):  # not installed: slower, equally right
             ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
-        except OSError:
-            pass  # not installed: slower, equally right
     if shutil.which("g++") is None:
         os.environ.setdefault("MLX_DISABLE_COMPILE", "1")

@@ -127,7 +127,8 @@ def verify_files(
             found = sha256(path, progress)
             if found != record.sha256:
                 raise BundleError(
-                    f"{path} is damaged: its SHA-256 is {found[:12]}..., the manifest says {record.sha256[:12]}...; {again}"
+                    f"{path} is damaged: its SHA-256 is {found[:12]}..., "
+                    f"the manifest says {record.sha256[:12]}...; {again}"
                 )
     if stamps != known:
         try:
@@ -173,20 +174,20 @@ def assign(modules: Mapping[str, nn.Module], tensors: Mapping[str, mx.array], wh
     Raises:
         WeightsError: lists every missing, unexpected and wrongly shaped tensor at once.
     """
-    from mlx.utils import tree_flatten
-
     faults: dict[str, list[str]] = {"missing": [], "unexpected": [], "wrong shape": []}
     taken: set[str] = set()
     for prefix in sorted(modules, key=len, reverse=True):
         module = modules[prefix]
-        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix) and n not in taken}
+        own = {
+            n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix) and n not in taken
+        }
         taken |= {prefix + n for n in own}
         _quantize_like(module, own)
-        expected = {n: a.shape for n, a in tree_flatten(module.parameters())}
+        expected = parameter_shapes(module)
         faults["missing"] += [prefix + n for n in expected if n not in own]
         faults["unexpected"] += [prefix + n for n in own if n not in expected]
         faults["wrong shape"] += [
-            f"{prefix}{n} {tuple(own[n].shape)} instead of {tuple(shape)}"
+            f"{prefix}{n} {own[n].shape} instead of {shape}"
             for n, shape in expected.items()
             if n in own and own[n].shape != shape
         ]
@@ -195,9 +196,18 @@ def assign(modules: Mapping[str, nn.Module], tensors: Mapping[str, mx.array], wh
     raise_faults(faults, where)
 
 
+def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter; nothing is computed."""
+    from mlx.utils import tree_flatten
+
+    return {name: array.shape for name, array in dict(tree_flatten(module.parameters())).items()}
+
+
 def raise_faults(faults: Mapping[str, list[str]], where: str) -> None:
     """Raise one WeightsError that lists every fault, if there is any."""
-    lines = [f"{label} ({len(names)}): {', '.join(sorted(names))}" for label, names in faults.items() if names]
+    lines = [
+        f"{label} ({len(names)}): {', '.join(sorted(names))}" for label, names in faults.items() if names
+    ]
     if lines:
         raise WeightsError(f"{where} doesn't fit its config; " + "; ".join(lines))
 

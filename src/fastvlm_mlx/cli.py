@@ -20,19 +20,33 @@ DEFAULT_PROMPT = "Describe the image."
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands' arguments; light, so that `--help` is quick."""
-    parser = argparse.ArgumentParser(prog="fastvlm", description="Ask a FastVLM about images, on this machine.")
+    parser = argparse.ArgumentParser(
+        prog="fastvlm", description="Ask a FastVLM about images, on this machine."
+    )
     add_common(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="generate | chat | models")
-    generate = commands.add_parser("generate", help="ask one question", description="Ask one question; streams the answer.")
-    generate.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="an image, - for stdin; may be given several times"
+    generate = commands.add_parser(
+        "generate", help="ask one question", description="Ask one question; streams the answer."
     )
-    generate.add_argument("--prompt", help=f"the question; <image> places an image (default: {DEFAULT_PROMPT})")
+    generate.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an image, - for stdin; may be given several times",
+    )
+    generate.add_argument(
+        "--prompt", help=f"the question; <image> places an image (default: {DEFAULT_PROMPT})"
+    )
     generate.add_argument("--stats", action="store_true", help="print where the time went to stderr")
     generate.add_argument("--json", action="store_true", help="print the whole result as one line of JSON")
     generate.set_defaults(action=_generate)
-    chat = commands.add_parser("chat", help="ask several questions", description="Ask questions until end of file.")
-    chat.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given several times")
+    chat = commands.add_parser(
+        "chat", help="ask several questions", description="Ask questions until end of file."
+    )
+    chat.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="an image; may be given several times"
+    )
     chat.set_defaults(action=_chat)
     for command in (generate, chat):
         _add_model(command)
@@ -46,10 +60,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")
+    group.add_argument(
+        "--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)"
+    )
     group.add_argument("--revision", help="commit or branch on the hub")
     group.add_argument("--local-files-only", action="store_true", help="never go to the network")
-    group.add_argument("--vision", choices=("auto", "mlx"), default="auto", help="what runs the vision encoder")
+    group.add_argument(
+        "--vision", choices=("auto", "mlx"), default="auto", help="what runs the vision encoder"
+    )
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="decoder and projector")
     group.add_argument("--vision-dtype", choices=("float32", "bfloat16"), help="vision encoder")
     group.add_argument("--quantize", type=int, metavar="BITS", help="quantise the decoder after loading")
@@ -67,7 +85,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-p", type=float, default=0.0)
     group.add_argument("--repetition-penalty", type=float)
     group.add_argument("--seed", type=int)
-    group.add_argument("--stop", action="append", default=[], help="string that ends the answer; may be repeated")
+    group.add_argument(
+        "--stop", action="append", default=[], help="string that ends the answer; may be repeated"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,7 +178,8 @@ def _models(_: argparse.Namespace) -> None:
 
     rows = [("NAME", "REPOSITORY", "PARAMETERS", "LICENCE", "WHERE", "NOTE")]
     rows += [
-        (m.name, m.repo or "", m.parameters, m.licence or "", str(m.path or m.where), m.note or "") for m in list_models()
+        (m.name, m.repo or "", m.parameters, m.licence or "", str(m.path or m.where), m.note or "")
+        for m in list_models()
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
@@ -171,8 +192,10 @@ def format_stats(result: GenerationResult) -> str:
     times = "  ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in stages.items())
     return "\n".join(
         (
-            f"prompt: {result.prompt_tokens} positions ({result.image_tokens} image), {result.prompt_tps:.1f} per second",
-            f"answer: {result.generation_tokens} tokens, {result.generation_tps:.1f} per second, ended by {result.finish_reason}",
+            f"prompt: {result.prompt_tokens} positions ({result.image_tokens} image), "
+            f"{result.prompt_tps:.1f} per second",
+            f"answer: {result.generation_tokens} tokens, {result.generation_tps:.1f} per second, "
+            f"ended by {result.finish_reason}",
             f"time (ms): {times}",
             f"memory: {result.peak_memory / 1e6:.0f} MB peak",
             f"device: {result.device}",

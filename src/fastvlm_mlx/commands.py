@@ -20,7 +20,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_debug(parser: argparse.ArgumentParser, default: bool | str = argparse.SUPPRESS) -> None:
     """Add `--debug`; a sub-command leaves the default to its parent, so that it works in either place."""
-    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
+    parser.add_argument(
+        "--debug", action="store_true", default=default, help="show the traceback of an error"
+    )
 
 
 def run(

@@ -45,7 +45,8 @@ class VisionConfig:
         """Raise ConfigError for a shape that FastViTHD can't have."""
         if len(self.layers) != 5 or len(self.embed_dims) != 5 or min(*self.layers, *self.embed_dims) < 1:
             raise ConfigError(
-                f"vision needs 5 positive layers and 5 positive embed_dims, got {self.layers} and {self.embed_dims}"
+                "vision needs 5 positive layers and 5 positive embed_dims, "
+                f"got {self.layers} and {self.embed_dims}"
             )
         if any(b != 2 * a for a, b in zip(self.embed_dims, self.embed_dims[1:], strict=False)):
             raise ConfigError(f"vision.embed_dims must double from stage to stage, got {self.embed_dims}")
@@ -55,7 +56,9 @@ class VisionConfig:
                 f"got {self.embed_dims[3:]}"
             )
         if self.image_size < DOWNSAMPLING or self.image_size % DOWNSAMPLING:
-            raise ConfigError(f"vision.image_size must be a multiple of {DOWNSAMPLING}, got {self.image_size}")
+            raise ConfigError(
+                f"vision.image_size must be a multiple of {DOWNSAMPLING}, got {self.image_size}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,8 @@ class DecoderConfig:
         """Raise ConfigError for a shape that attention can't have."""
         if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
-                f"decoder heads don't divide: hidden_size {self.hidden_size}, {self.num_attention_heads} heads, "
+                f"decoder heads don't divide: hidden_size {self.hidden_size}, "
+                f"{self.num_attention_heads} heads, "
                 f"{self.num_key_value_heads} key/value heads"
             )
 
@@ -167,7 +171,11 @@ def from_dict(cls: type[_T], data: object, where: str) -> _T:
         n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING
     ]
     if unknown or missing:
-        parts = [f"{label} {', '.join(names)}" for label, names in (("unknown", unknown), ("missing", missing)) if names]
+        parts = [
+            f"{label} {', '.join(names)}"
+            for label, names in (("unknown", unknown), ("missing", missing))
+            if names
+        ]
         raise ConfigError(f"{where}: keys {'; '.join(parts)}")
     hints = get_type_hints(cls)
     return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in data.items()})

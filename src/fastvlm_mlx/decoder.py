@@ -51,7 +51,8 @@ class Decoder:
 
     def embed(self, ids: Sequence[int]) -> mx.array:
         """(T,) ids -> (T, hidden) embeddings."""
-        return self._backbone.embed_tokens(mx.array(ids, dtype=mx.int32))
+        rows: mx.array = self._backbone.embed_tokens(mx.array(list(ids), dtype=mx.int32))
+        return rows
 
     def hidden(self, embeddings: mx.array, cache: list[KVCache]) -> mx.array:
         """One pass over (B, T, hidden) embeddings; appends T rows to the cache. Returns (B, T, hidden)."""
@@ -61,6 +62,7 @@ class Decoder:
 
     def head(self, hidden: mx.array) -> mx.array:
         """(..., hidden) -> (..., vocab_limit) logits."""
+        logits: mx.array
         if self.config.tie_word_embeddings:
             logits = self._backbone.embed_tokens.as_linear(hidden)
         else:
@@ -96,5 +98,7 @@ FAMILIES = {"qwen2": _qwen2}
 def build_network(config: DecoderConfig) -> nn.Module:
     """mlx-lm's model of a family, with weights still to be loaded (MLX makes none of them before)."""
     if config.model_type not in FAMILIES:
-        raise ConfigError(f"decoder.model_type is {config.model_type!r}; this version knows {', '.join(FAMILIES)}")
+        raise ConfigError(
+            f"decoder.model_type is {config.model_type!r}; this version knows {', '.join(FAMILIES)}"
+        )
     return FAMILIES[config.model_type](config)

@@ -55,7 +55,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:
-    """Raise DiskSpaceError, before anything is written, if `folder`'s disk has less than `needed_bytes` free."""
+    """Raise DiskSpaceError, before anything is written, if `folder`'s disk lacks `needed_bytes`."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

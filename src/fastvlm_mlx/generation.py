@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 from typing import cast
 
 import mlx.core as mx
-from mlx_lm.generate import generate_step, generation_stream, wired_limit
+import mlx.nn as nn
+from mlx_lm.generate import generate_step, wired_limit
 from mlx_lm.models.cache import KVCache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
@@ -20,7 +21,7 @@ Sampler = Callable[[mx.array], mx.array]
 
 def resident(decoder: Decoder) -> AbstractContextManager[None]:
     """Keep a model that nearly fills a Mac's memory from being paged out while it generates; else a no-op."""
-    return cast("AbstractContextManager[None]", wired_limit(decoder.network, [generation_stream]))
+    return cast("AbstractContextManager[None]", wired_limit(decoder.network))
 
 
 def generate_tokens(
@@ -54,13 +55,18 @@ def generate_tokens(
     for processor in processors:
         logits = processor(mx.array([], dtype=mx.int32), logits)
     token = sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-    yield int(token.item())
+    yield cast(int, token.item())
     if max_tokens > 1:
         steps = generate_step(
-            token, decoder, max_tokens=max_tokens - 1, sampler=sampler, logits_processors=processors, prompt_cache=cache
+            token,
+            cast(nn.Module, decoder),  # it is called like one, and is no more than that here
+            max_tokens=max_tokens - 1,
+            sampler=sampler,
+            logits_processors=processors,
+            prompt_cache=cache,
         )
         for token_id, _ in steps:
-            yield int(token_id)
+            yield cast(int, token_id)
 
 
 def _sampler(options: GenerationOptions, vocabulary: int) -> Sampler:
@@ -77,7 +83,7 @@ def _processors(options: GenerationOptions, context_ids: Sequence[int]) -> list[
     """mlx-lm's logits processors, which then see the prompt's text before what was generated."""
     if options.repetition_penalty in (None, 1.0):
         return []
-    before = mx.array(context_ids, dtype=mx.int32)
+    before = mx.array(list(context_ids), dtype=mx.int32)
 
     def with_prompt(processor: Processor) -> Processor:
         return lambda tokens, logits: processor(mx.concatenate([before, tokens.astype(mx.int32)]), logits)

@@ -76,7 +76,8 @@ def open_image(image: ImageInput) -> Image.Image:
     if hasattr(image, "read"):
         return _decode(image, "the image file object")
     raise ImageError(
-        f"an image is a path, bytes, a binary file object, a PIL image or an (H, W, 3) uint8 array; got {type(image).__name__}"
+        "an image is a path, bytes, a binary file object, a PIL image or an (H, W, 3) uint8 array; "
+        f"got {type(image).__name__}"
     )
 
 
@@ -96,9 +97,11 @@ def _decode(source: str | bytes | IO[bytes], name: str) -> Image.Image:
     except IsADirectoryError as exc:
         raise ImageError(f"{name} is a folder; give a file") from exc
     except UnidentifiedImageError as exc:
-        raise ImageError(f"{name} is empty or no image that Pillow {Image.__version__} reads") from exc
+        raise ImageError(f"{name} is empty or no image that Pillow reads") from exc
     except Image.DecompressionBombError as exc:
-        raise ImageError(f"{name} is too large ({exc}); scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS") from exc
+        raise ImageError(
+            f"{name} is too large ({exc}); scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from exc
     except (OSError, SyntaxError, ValueError) as exc:  # Pillow's decoders raise all three on damaged files
         raise ImageError(f"{name} can't be decoded ({exc}); it may be truncated or damaged") from exc
 
@@ -115,7 +118,9 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     if picture.mode.startswith("I"):
         return _from_deep_gray(picture, name)
     if picture.mode == "F":
-        raise ImageError(f"{name} holds floating-point gray without a defined range; convert it to 8 or 16 bits")
+        raise ImageError(
+            f"{name} holds floating-point gray without a defined range; convert it to 8 or 16 bits"
+        )
     if picture.has_transparency_data:
         # Compositing shows what a viewer shows; dropping alpha would bring up the colours hidden under it.
         picture = picture.convert("RGBA")
@@ -142,10 +147,11 @@ def _crop(picture: Image.Image, side: int) -> Image.Image:
     short, long = min(width, height), int(side * max(width, height) / min(width, height))
     resized = (side, long) if width <= height else (long, side)
     if long > MAX_SIDE:
-        # A strip that thin: resample only what the crop keeps. Its window is rounded to float32, so the values
+        # A strip that thin: resample only what the crop keeps. Its window is rounded to float32, so values
         # may differ by one from resizing the whole strip, which would take gigabytes.
-        start = (long - side) // 2 * short / side
-        box = (0.0, start, width, start + short) if width <= height else (start, 0.0, start + short, height)
+        first = (long - side) // 2
+        start, stop = (place * max(width, height) / long for place in (first, first + side))
+        box = (0, start, width, stop) if width <= height else (start, 0, stop, height)
         return picture.resize((side, side), _BICUBIC, box=box)
     left, top = (resized[0] - side) // 2, (resized[1] - side) // 2
     return picture.resize(resized, _BICUBIC).crop((left, top, left + side, top + side))
@@ -154,8 +160,8 @@ def _crop(picture: Image.Image, side: int) -> Image.Image:
 def _pad(picture: Image.Image, side: int) -> Image.Image:
     """Centre on a black square, resize to `side`.
 
-    Pillow resizes rows first, rounds to 8 bits, then resizes columns. Doing the two passes here, with the rows
-    in bands, gives the same bits, while a 1,000 x 20,000 px screenshot doesn't become a square of 1.2 GB.
+    Pillow resizes rows first, rounds to 8 bits, then resizes columns. Doing the two passes here, with the
+    rows in bands, gives the same bits, and a 1,000 x 20,000 px screenshot doesn't become a square of 1.2 GB.
     """
     width, height = picture.size
     square = max(width, height)

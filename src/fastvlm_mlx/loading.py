@@ -57,7 +57,9 @@ def load(
     if vision not in ("auto", "mlx"):
         raise InputError(f"vision must be auto or mlx, got {vision!r}")
     if quantize is not None and quantize not in QUANTIZED_BITS:
-        raise InputError(f"quantize must be one of {', '.join(map(str, QUANTIZED_BITS))} or None, got {quantize!r}")
+        raise InputError(
+            f"quantize must be one of {', '.join(map(str, QUANTIZED_BITS))} or None, got {quantize!r}"
+        )
     prepare_cpu()
     bundle = Bundle.open(hub.resolve(model, revision=revision, local_files_only=local_files_only))
     return assemble(bundle, vision, resolution, quantize, dtype, vision_dtype)
@@ -133,7 +135,8 @@ def _load_language(
     if quantize:
         if config.quantization:
             raise InputError(
-                f"{bundle.path} is quantised already ({config.quantization.bits} bits); load it with quantize=None"
+                f"{bundle.path} is quantised already ({config.quantization.bits} bits); "
+                "load it with quantize=None"
             )
         nn.quantize(network, group_size=_QUANTIZE_GROUP, bits=quantize, class_predicate=_divides)
     for module in (projector, network):

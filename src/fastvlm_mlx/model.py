@@ -83,7 +83,7 @@ class FastVLM:
             Features before, embeddings after the projector; both evaluated.
 
         Raises:
-            ImageError, ResolutionError, InputError: bad input. EncoderError: the bundle has no vision weights.
+            ImageError, ResolutionError, InputError: bad input. EncoderError: no vision weights in the bundle.
         """
         clock = Clock()
         return self.encode_images([image], resolution, aspect, clock)[0]
@@ -101,7 +101,8 @@ class FastVLM:
         encoder = self._encoder
         if encoder is None:
             raise EncoderError(
-                "this bundle has no vision weights for MLX (Apple's MLX exports hold them only as a Core ML package); "
+                "this bundle has no vision weights for MLX (Apple's MLX exports hold them only as a "
+                "Core ML package); "
                 "convert the PyTorch checkpoint to ask about images"
             )
         side, aspect = self._side(resolution), aspect or self.config.aspect
@@ -206,7 +207,9 @@ class FastVLM:
             most = min(options.max_tokens, room)
             ids = generate_tokens(self.decoder, logits, cache, text_ids, options, most)
             stops = set() if options.ignore_eos else self._stop_ids
-            yield from read_answer(ids, self.tokenizer, stops, options.stop, prompts.count(spans), clock, self.device)
+            yield from read_answer(
+                ids, self.tokenizer, stops, options.stop, prompts.count(spans), clock, self.device
+            )
 
     def tokenize(self, turns: Sequence[Turn]) -> list[int]:
         """Ids of a conversation in ChatML, -200 for each `<image>` of the user's turns.
@@ -216,7 +219,8 @@ class FastVLM:
         """
         if not self.tokenizer:
             raise PromptError(
-                "this bundle has no tokenizer; give the prompt as token ids, or convert a checkpoint with tokenizer files"
+                "this bundle has no tokenizer; give the prompt as token ids, "
+                "or convert a checkpoint with tokenizer files"
             )
         return prompts.tokenize(turns, self.tokenizer)
 

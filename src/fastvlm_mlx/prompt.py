@@ -95,8 +95,8 @@ def _count_message(found: int, images: int) -> str:
 def tokenize(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
     """Ids of a conversation in ChatML, -200 for each image.
 
-    Special tokens come from the template only: text that spells one is tokenised as text. Text between them is
-    tokenised in one piece with the role line, as the official code does, so that merges are the same.
+    Special tokens come from the template only: text that spells one is tokenised as text. Text between them
+    is tokenised in one piece with the role line, as the official code does, so that merges are the same.
     """
     start, end = tokenizer.special_id(START), tokenizer.special_id(END)
     ids: list[int] = []
@@ -136,14 +136,16 @@ def expand(ids: Sequence[int], image_tokens: Sequence[int], vocab_size: int) -> 
     found = sum(1 for token in ids if token == IMAGE_TOKEN_ID)
     if found != len(image_tokens):
         raise PromptError(
-            f"the prompt's ids have {found} image sentinels ({IMAGE_TOKEN_ID}) for {len(image_tokens)} images; "
-            "put one for each image"
+            f"the prompt's ids have {found} image sentinels ({IMAGE_TOKEN_ID}) "
+            f"for {len(image_tokens)} images; put one for each image"
         )
     if not ids:
         raise PromptError("the prompt is empty; give a question or at least one token id")
     for token in ids:
         if token != IMAGE_TOKEN_ID and not 0 <= token < vocab_size:
-            raise PromptError(f"token id {token} is out of range; expected 0 to {vocab_size - 1}, or {IMAGE_TOKEN_ID}")
+            raise PromptError(
+                f"token id {token} is out of range; expected 0 to {vocab_size - 1}, or {IMAGE_TOKEN_ID}"
+            )
     spans: list[Span] = []
     run: list[int] = []
     image = 0

@@ -21,12 +21,12 @@ class Tokenizer:
             BundleError: missing or damaged.
         """
         try:
-            self._plain, self._backend = (Backend.from_file(str(path)) for _ in range(2))
+            self._backend = Backend.from_file(str(path))
         except Exception as exc:  # tokenizers raises bare Exception
             raise BundleError(f"can't read {path}: {exc}; convert or download the model again") from exc
-        self._plain.encode_special_tokens = True
+        self._backend.encode_special_tokens = True  # the template's own are put in by their ids
         # Models pad their embedding beyond the tokenizer; the official code cuts it to this many rows.
-        self.size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.size = self._backend.get_vocab_size(with_added_tokens=True)
 
     def special_id(self, token: str) -> int:
         """Id of a special token such as "<|im_end|>".
@@ -36,7 +36,9 @@ class Tokenizer:
         """
         index = self._backend.token_to_id(token)
         if index is None:
-            raise BundleError(f"the bundle's tokenizer has no {token}; a ChatML prompt needs it, give token ids instead")
+            raise BundleError(
+                f"the bundle's tokenizer has no {token}; a ChatML prompt needs it, give token ids instead"
+            )
         return index
 
     def stop_ids(self, tokens: Iterable[str]) -> set[int]:
@@ -45,7 +47,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: the spelling of a special token is text like any other."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""

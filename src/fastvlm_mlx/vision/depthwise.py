@@ -41,8 +41,9 @@ class DepthwiseConv(nn.Module):
                 y, x = row * self._stride, column * self._stride
                 tiles[:, y : y + self._kernel, x : x + self._kernel, row, column] = weight
         # (C_in, multiplier, patch^2, TILE^2) -> (C_in, patch^2, multiplier * TILE^2)
-        tiles = tiles.reshape(self._in_channels, multiplier, patch * patch, TILE * TILE)
-        self._tiles = mx.array(tiles.transpose(0, 2, 1, 3).reshape(self._in_channels, patch * patch, -1))
+        grouped = tiles.reshape(self._in_channels, multiplier, patch * patch, TILE * TILE)
+        tiled = grouped.transpose(0, 2, 1, 3).reshape(self._in_channels, patch * patch, -1)
+        self._tiles = mx.array(tiled).astype(self.weight.dtype)
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, H, W, C_in) -> (B, H / stride, W / stride, C_out)."""

@@ -186,6 +186,7 @@ class MLXVisionEncoder:
             for module in network.modules():
                 if isinstance(module, DepthwiseConv):
                     module.use_tiles()
+        mx.eval(network.parameters())  # read the weights now, not within the first image's time
 
     @property
     def device(self) -> str:
@@ -196,5 +197,7 @@ class MLXVisionEncoder:
         """(B, H, W, 3) uint8 -> (B, N, C); see `Encoder.encode`."""
         for side in pixels.shape[1:3]:
             check_side(side)
-        x = self._network(mx.array(pixels).astype(self._dtype))  # 0-255 is exact in bfloat16; 1/255 is in the stem
+        x = self._network(
+            mx.array(pixels).astype(self._dtype)
+        )  # 0-255 is exact in bfloat16; 1/255 is in the stem
         return x.reshape(x.shape[0], -1, x.shape[-1])

@@ -1,0 +1,76 @@
+"""Fixtures shared by all tests: seeded checkpoints and the bundles made of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fastvlm_mlx.accelerate import prepare_cpu
+
+prepare_cpu()  # before anything here imports MLX
+
+from fastvlm_convert.pipeline import convert  # noqa: E402
+from fastvlm_mlx import FastVLM, load  # noqa: E402
+from support.seeded import write_checkpoint  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests leave the user's cache alone."""
+    before = os.environ.get("FASTVLM_CACHE")
+    os.environ["FASTVLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["FASTVLM_CACHE"]
+    else:
+        os.environ["FASTVLM_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Preset -> folder of its seeded checkpoint, written once; don't change it."""
+    made: dict[str, Path] = {}
+
+    def get(preset: str) -> Path:
+        if preset not in made:
+            made[preset] = write_checkpoint(preset, tmp_path_factory.mktemp("checkpoints") / preset)
+        return made[preset]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def bundle(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
+) -> Callable[[str], Path]:
+    """Preset -> folder of its converted bundle, made once; don't change it."""
+    made: dict[str, Path] = {}
+
+    def get(preset: str) -> Path:
+        if preset not in made:
+            target = tmp_path_factory.mktemp("bundles") / preset
+            made[preset] = convert(checkpoint(preset), target).path
+        return made[preset]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def model(bundle: Callable[[str], Path]) -> Callable[[str], FastVLM]:
+    """Preset -> loaded model."""
+    made: dict[str, FastVLM] = {}
+
+    def get(preset: str) -> FastVLM:
+        if preset not in made:
+            made[preset] = load(bundle(preset))
+        return made[preset]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def default_model() -> FastVLM:
+    """The embedded default: it has a tokenizer."""
+    return load()

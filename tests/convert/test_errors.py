@@ -1,0 +1,190 @@
+"""Bad checkpoints and bad arguments: one clear error, nothing written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections import namedtuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from fastvlm_convert import mlx_weights
+from fastvlm_convert.pipeline import Options, convert
+from fastvlm_mlx import files
+from fastvlm_mlx.errors import CheckpointError, DiskSpaceError, FastVLMError, InputError, WeightsError
+from support.layouts import to_bin_shards, to_sharded
+
+
+@pytest.fixture
+def source(checkpoint, tmp_path):
+    """A checkpoint that the test may damage."""
+    return shutil.copytree(checkpoint("tiny"), tmp_path / "source")
+
+
+def refuse(source, tmp_path, error: type[FastVLMError], message: str, options: Options | None = None) -> str:
+    """Conversion raises this, with exit code 2, and leaves nothing behind."""
+    target = tmp_path / "out" / "bundle"
+    with pytest.raises(error, match=message) as caught:
+        convert(source, target, options)
+    assert caught.value.exit_code == 2
+    assert not target.exists()
+    assert not target.parent.exists() or list(target.parent.iterdir()) == []
+    return str(caught.value)
+
+
+def change_weights(source, change) -> None:
+    weights = mx.load(str(source / "model.safetensors"))
+    change(weights)
+    mx.save_safetensors(str(source / "model.safetensors"), weights)
+
+
+def change_config(source, **changes: object) -> None:
+    config = json.loads((source / "config.json").read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not ...}
+    (source / "config.json").write_text(json.dumps(config))
+
+
+def test_all_wrong_tensors_are_listed_at_once(source, tmp_path):
+    def change(weights):
+        del weights["model.norm.weight"]
+        del weights["model.vision_tower.vision_tower.model.conv_exp.se.reduce.bias"]
+        weights["model.layers.9.mlp.up_proj.weight"] = mx.zeros((2, 2))
+        weights["something.else"] = mx.zeros((1,))
+        weights["model.mm_projector.0.bias"] = mx.zeros((127,))
+
+    change_weights(source, change)
+    text = refuse(source, tmp_path, WeightsError, "doesn't fit its config")
+    assert (
+        "missing (2): model.norm.weight, model.vision_tower.vision_tower.model.conv_exp.se.reduce.bias"
+        in text
+    )
+    assert "unexpected (2): model.layers.9.mlp.up_proj.weight, something.else" in text
+    assert "wrong shape (1): model.mm_projector.0.bias (127,) instead of (128,)" in text
+
+
+def test_a_truncated_safetensors_file(source, tmp_path):
+    file = source / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    refuse(source, tmp_path, CheckpointError, "model.safetensors is damaged")
+
+
+def test_a_safetensors_file_of_noise(source, tmp_path):
+    (source / "model.safetensors").write_bytes(np.random.default_rng(0).bytes(1000))
+    refuse(source, tmp_path, CheckpointError, "model.safetensors is damaged")
+
+
+def test_an_index_that_names_a_missing_shard(checkpoint, tmp_path):
+    source = to_sharded(checkpoint("tiny"), tmp_path / "sharded", 500_000)
+    gone = sorted(source.glob("*.safetensors"))[1]
+    gone.unlink()
+    refuse(source, tmp_path, CheckpointError, f"names {gone.name}, not there; download the checkpoint again")
+
+
+def test_a_bin_shard_that_runs_code_is_refused(checkpoint, tmp_path):
+    """A pickle may name any function; only tensors are let in."""
+    torch = pytest.importorskip("torch", reason="the convert extra isn't installed")
+    source = to_bin_shards(checkpoint("tiny"), tmp_path / "bin", 10_000_000)
+    marker = tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    torch.save({"weight": Evil()}, next(source.glob("*.bin")))
+    refuse(source, tmp_path, CheckpointError, "damaged or holds more than tensors")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llava_llama"}, "model_type is 'llava_llama', expected one of llava_qwen2, fast_vlm"),
+        ({"model_type": ...}, "model_type is None"),
+        ({"hidden_size": ...}, "lacks 'hidden_size'"),
+        (
+            {"mm_projector_type": "resampler"},
+            "mm_projector_type is 'resampler'; this version knows 'mlp2x_gelu'",
+        ),
+        ({"mm_vision_tower": "openai/clip-vit"}, "expected mobileclip_l_SIDE"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling is .*yarn.*knows nothing"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"use_sliding_window": True}, "use_sliding_window is True"),
+        ({"mm_hidden_size": 3072}, r"mm_hidden_size is 3072, FastViTHD of .* gives 512"),
+        ({"num_attention_heads": 3}, "heads don't divide"),
+        ({"hidden_size": "big"}, "another type than published"),
+    ],
+)
+def test_configs(source, tmp_path, changes, message):
+    change_config(source, **changes)
+    refuse(source, tmp_path, CheckpointError, message)
+
+
+def test_not_a_checkpoint(tmp_path, checkpoint):
+    refuse(tmp_path / "nowhere", tmp_path, CheckpointError, "no checkpoint folder at")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refuse(empty, tmp_path, CheckpointError, r"config.json is missing")
+    shutil.copy(checkpoint("tiny") / "config.json", empty)
+    refuse(empty, tmp_path, CheckpointError, "has no weights")
+    (empty / "config.json").write_text("[]")
+    refuse(empty, tmp_path, CheckpointError, "should hold a JSON object")
+
+
+def test_foreign_tensor_names(source, tmp_path):
+    mx.save_safetensors(str(source / "model.safetensors"), {"bert.pooler": mx.zeros((2,))})
+    refuse(source, tmp_path, CheckpointError, "follows no known FastVLM layout.*found such as bert.pooler")
+
+
+def test_a_damaged_tokenizer(source, tmp_path):
+    (source / "tokenizer.json").write_text("{")
+    refuse(source, tmp_path, CheckpointError, "tokenizer files of .* are damaged")
+
+
+def test_no_disk_space_is_known_before_anything_is_written(source, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
+    refuse(source, tmp_path, DiskSpaceError, r"needs \d+ MB, .* has 0 MB free; free some space or .* -o")
+
+
+def test_a_disk_that_fills_up_while_writing(source, tmp_path, monkeypatch):
+    """The old bundle stays, the half-written one goes."""
+    target = tmp_path / "out" / "bundle"
+    before = convert(source, target).path
+    stamp = (before / "manifest.json").read_text()
+
+    def full(value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(mlx_weights, "raw_bytes", full)
+    with pytest.raises(DiskSpaceError, match="no space left while writing"):
+        convert(source, target, Options(dtype="float16"))
+    assert (target / "manifest.json").read_text() == stamp
+    assert [entry.name for entry in target.parent.iterdir()] == ["bundle"]
+
+
+def test_what_stands_in_the_way_is_not_replaced(source, tmp_path):
+    target = tmp_path / "precious"
+    target.mkdir()
+    (target / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="exists and is no bundle"):
+        convert(source, target)
+    with pytest.raises(InputError, match="is the checkpoint itself"):
+        convert(source, source)
+    assert (target / "thesis.txt").read_text() == "years of work"
+    assert (source / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"q_bits": 7}, "--q-bits must be one of 2, 3, 4, 5, 6, 8, got 7"),
+        ({"q_bits": 4, "q_group_size": 48}, "--q-group-size must be one of 32, 64, 128, got 48"),
+        ({"dtype": "int8"}, "dtype must be one of"),
+        ({"quantize_vision": True}, "needs -q"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(InputError, match=message):
+        Options(**options)
