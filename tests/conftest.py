@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from fastvlm_mlx.accelerate import prepare_cpu
 
 prepare_cpu()  # before anything here imports MLX

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fastvlm_mlx.commands import add_common, run
+from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.hub import REPOSITORY
 
 if TYPE_CHECKING:
     from fastvlm_convert.pipeline import Progress
@@ -51,8 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from fastvlm_convert.pipeline import Options, convert
+    from fastvlm_mlx.accelerate import prepare_cpu
 
+    prepare_cpu()
+    from fastvlm_convert.options import Options
+    from fastvlm_convert.pipeline import convert
+
+    if args.upload_repo and not REPOSITORY.fullmatch(args.upload_repo):  # now, not after the conversion
+        raise InputError(f"{args.upload_repo!r} is no repository name; give ORG/NAME")
     options = Options(
         dtype=args.dtype,
         vision_dtype=args.vision_dtype,

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastvlm_convert.keymap import Layout
-from fastvlm_mlx.config import DecoderConfig, ModelConfig, ProjectorConfig, QuantizationConfig, VisionConfig
+from fastvlm_mlx.config import (
+    DOWNSAMPLING,
+    DecoderConfig,
+    ModelConfig,
+    ProjectorConfig,
+    QuantizationConfig,
+    VisionConfig,
+)
 from fastvlm_mlx.errors import CheckpointError, FastVLMError
 
 FASTVITHD_LAYERS, FASTVITHD_DIMS, FASTVITHD_SIDE = [2, 12, 24, 4, 2], [96, 192, 384, 768, 1536], 1024
@@ -97,7 +105,7 @@ def _from_transformers(
     sizes = tower.get("model_args") or {}
     decoder = _decoder({"tie_word_embeddings": raw.get("tie_word_embeddings", False)} | dict(text))
     vision = VisionConfig(
-        image_size=FASTVITHD_SIDE,  # the published models' side, not stored here
+        image_size=_side_of(raw.get("image_seq_length")),
         layers=tuple(sizes.get("layers", FASTVITHD_LAYERS)),
         embed_dims=tuple(sizes.get("embed_dims", FASTVITHD_DIMS)),
     )
@@ -113,6 +121,13 @@ def _from_transformers(
             text | {"eos_token_id": text.get("eos_token_id")}, generation, vocabulary=decoder.vocab_size
         ),
     )
+
+
+def _side_of(tokens: object) -> int:
+    """Image side in pixels for a number of tokens; the published models' where the config tells no square."""
+    if isinstance(tokens, int) and tokens > 0 and math.isqrt(tokens) ** 2 == tokens:
+        return math.isqrt(tokens) * DOWNSAMPLING
+    return FASTVITHD_SIDE
 
 
 def _decoder(raw: Mapping[str, Any]) -> DecoderConfig:

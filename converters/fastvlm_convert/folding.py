@@ -113,7 +113,8 @@ def _ffn(target: str, source: str, scale: str) -> list[Folded]:
 
     def bias(tensors: Sequence[Array]) -> Array:
         gamma, beta, mean, variance = tensors
-        return beta - mean * _gain(gamma, variance)
+        shifted: Array = beta - mean * _gain(gamma, variance)
+        return shifted
 
     return [
         Folded(f"{target}.depthwise.weight", (f"{source}.conv.conv.weight", *norm), weight, exact=False),

@@ -6,13 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-APPLE_LICENCE = "apple-amlr"
+from fastvlm_mlx.hub_cache import APPLE_NOTICE
+from fastvlm_mlx.hub_client import APPLE_LICENCE
+
 APPLE_MARK = "Apple Machine Learning Research Model"
-# The licence asks that every copy carries this sentence, and that changes are disclosed.
-APPLE_NOTICE = (
-    "Apple Machine Learning Research Model is licensed under the "
-    "Apple Machine Learning Research Model License Agreement."
-)
 
 
 def copy_licence(source: Path, target: Path, source_id: str, changes: Sequence[str]) -> str | None:

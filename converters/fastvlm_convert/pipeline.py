@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import mlx.core as mx
-
 from fastvlm_convert.configs import check_model_type, read_config
 from fastvlm_convert.keymap import Layout, Tensor, detect_layout, map_tensors
 from fastvlm_convert.licence import copy_licence
@@ -22,7 +20,7 @@ from fastvlm_convert.mlx_weights import (
     raw_bytes,
     write_safetensors,
 )
-from fastvlm_convert.quantize import Quantization
+from fastvlm_convert.options import DTYPES, Options
 from fastvlm_convert.source import Checkpoint, read_json
 from fastvlm_convert.tokenizer import read_tokenizer
 from fastvlm_mlx import __version__
@@ -42,53 +40,11 @@ from fastvlm_mlx.config import ModelConfig, QuantizationConfig
 from fastvlm_mlx.errors import CheckpointError, FastVLMError, InputError
 from fastvlm_mlx.files import replaced_folder, require_space, sha256
 
-DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 APPLE_PACKAGE = "fastvithd.mlpackage"
 DEFAULT_HOME = Path("models") / "converted"
 _HEADERS_BYTES = 32 << 20  # room for the files' headers, the tokenizer and small things
 
 Progress = Callable[[str, int, int], object]  # stage, bytes done since the last call, total bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to make of a checkpoint.
-
-    Attributes:
-        dtype: "float16", "bfloat16" or "float32" for decoder and projector; None keeps the source's.
-        vision_dtype: the same for FastViTHD; None rounds nothing (float32 where folding changes values).
-        q_bits: 2, 3, 4, 5, 6 or 8 bits per decoder weight; None doesn't quantise.
-        q_group_size: weights per scale: 32, 64 or 128.
-        quantize_projector: quantise the projector too.
-        quantize_vision: quantise FastViTHD's matrices too.
-    """
-
-    dtype: str | None = None
-    vision_dtype: str | None = None
-    q_bits: int | None = None
-    q_group_size: int = 64
-    quantize_projector: bool = False
-    quantize_vision: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise InputError for unknown dtypes or widths."""
-        for name in (self.dtype, self.vision_dtype):
-            if name is not None and name not in DTYPES:
-                raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
-        if (self.quantize_projector or self.quantize_vision) and self.q_bits is None:
-            raise InputError("quantising projector or vision needs -q")
-        _ = self.width
-
-    @property
-    def width(self) -> Quantization | None:
-        """Bits and group size, where asked."""
-        return None if self.q_bits is None else Quantization(self.q_bits, self.q_group_size)
-
-    @property
-    def suffix(self) -> str:
-        """What the default output folder's name adds to the checkpoint's."""
-        bits = f"-{self.q_bits}bit" if self.q_bits else ""
-        return bits + (f"-{self.dtype}" if self.dtype else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +181,7 @@ def _read_model(
     warnings = []
     tied = _head_is_tied(checkpoint, tensors)
     if tied != config.decoder.tie_word_embeddings:
-        found = "has no head of its own" if tied else "has a head that differs from the embedding"
+        found = "has no head besides the embedding" if tied else "has a head that differs from the embedding"
         warnings.append(
             f"{where} says tie_word_embeddings={not tied}, but the checkpoint {found}; going by the tensors"
         )

@@ -51,4 +51,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'fastvlm_mlx' has no attribute {name!r}")
     from importlib import import_module
 
+    from fastvlm_mlx.accelerate import prepare_cpu
+
+    prepare_cpu()
     return getattr(import_module(f"fastvlm_mlx.{_HOMES[name]}"), name)

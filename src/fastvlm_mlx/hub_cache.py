@@ -16,7 +16,7 @@ APPLE_NOTICE = (  # the licence asks that every copy carries this sentence
     "Apple Machine Learning Research Model License Agreement."
 )
 # What a snapshot may lack where another program downloaded it, so that nothing says which files are needed.
-_UNNEEDED = ["*.md", ".git*", "*.py", "*.png", "*.jpg", "*.jpeg", "*.gif"]
+_UNNEEDED = ["*.md", ".git*", "*.py", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.onnx*"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Record:
     """What was downloaded of a repository, so that a start without network can tell.
 
     Attributes:
-        revisions: what was asked for -> the commit that it was then.
-        files: commit -> the files that were fetched; written when all of them have arrived.
+        revisions: what was asked for -> the commit that it was then; written when all of it has arrived.
+        files: commit -> the files that are needed of it; written before they are fetched.
         licence: short name of the terms.
     """
 
@@ -97,7 +97,9 @@ def snapshot(repo: str, revision: str) -> Path | None:
         )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    return Path(found) if all((Path(found) / name).exists() for name in files or [CONFIG]) else None
+    folder = Path(found)
+    needed = record.files.get(folder.name, [CONFIG])
+    return folder if all((folder / name).exists() for name in needed) else None
 
 
 def bundle_format(folder: Path) -> object:

@@ -117,6 +117,8 @@ def _explain(exc: Exception, repo: str, revision: str) -> HubError:
         if status >= 500 or status == 429:
             return UnreachableError(f"the hub answers {repo} with status {status}; try again later")
         return HubError(f"the hub refuses {repo} with status {status}; {log_in}")
+    if isinstance(exc, errors.LocalEntryNotFoundError) and isinstance(exc.__cause__, Exception):
+        return _explain(exc.__cause__, repo, revision)  # the client looked into its cache first
     reason = str(exc).partition("\n")[0] or type(exc).__name__
     if isinstance(exc, OSError) and exc.errno and not isinstance(exc, ConnectionError | TimeoutError):
         return HubError(f"can't store {repo}: {reason}")

@@ -144,7 +144,7 @@ def _stretch(picture: Image.Image, side: int) -> Image.Image:
 def _crop(picture: Image.Image, side: int) -> Image.Image:
     """Shortest edge to `side`, then the centre."""
     width, height = picture.size
-    short, long = min(width, height), int(side * max(width, height) / min(width, height))
+    long = int(side * max(width, height) / min(width, height))
     resized = (side, long) if width <= height else (long, side)
     if long > MAX_SIDE:
         # A strip that thin: resample only what the crop keeps. Its window is rounded to float32, so values

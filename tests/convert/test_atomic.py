@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from fastvlm_convert.pipeline import Options, convert
 from fastvlm_mlx import files
 from fastvlm_mlx.bundle import Bundle

@@ -10,11 +10,12 @@ from collections import namedtuple
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from fastvlm_convert import mlx_weights
 from fastvlm_convert.pipeline import Options, convert
 from fastvlm_mlx import files
 from fastvlm_mlx.errors import CheckpointError, DiskSpaceError, FastVLMError, InputError, WeightsError
-from support.layouts import to_bin_shards, to_sharded
+from support.layouts import to_bin_shards, to_mlx_vlm, to_sharded
 
 
 @pytest.fixture
@@ -188,3 +189,18 @@ def test_what_stands_in_the_way_is_not_replaced(source, tmp_path):
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
         Options(**options)
+
+
+def test_packed_vision_matrices_are_reported(checkpoint, tmp_path):
+    """mlx-vlm can be told to quantise FastViTHD too; those can't be folded."""
+    source = to_mlx_vlm(checkpoint("tiny"), tmp_path / "packed")
+    name = "vision_tower.vision_model.network.10.0.token_mixer.proj"
+
+    def change(weights):
+        parts = mx.quantize(weights[f"{name}.weight"], group_size=64, bits=8)
+        weights |= dict(zip((f"{name}.weight", f"{name}.scales", f"{name}.biases"), parts, strict=True))
+
+    change_weights(source, change)
+    change_config(source, quantization={"bits": 8, "group_size": 64})
+    text = refuse(source, tmp_path, WeightsError, "wrong shape")
+    assert f"{name}.scales" in text

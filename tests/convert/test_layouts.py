@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from fastvlm_convert.pipeline import Options, convert
 from fastvlm_mlx import load
 from fastvlm_mlx.bundle import Bundle, read_tensors
@@ -30,7 +31,7 @@ def test_same_ids_from_every_layout(checkpoint, tmp_path, layout, preset):
         pytest.importorskip("torch", reason="the convert extra isn't installed")
     source = LAYOUTS[layout](checkpoint(preset), tmp_path / "source")
     result = convert(source, tmp_path / "bundle")
-    model = load(result.path, resolution=256)  # transformers' config doesn't tell the side
+    model = load(result.path)
     for kind in PROMPTS:
         prompt = golden_prompt(preset, kind)
         answer = model.generate(prompt.images, prompt.ids, max_tokens=24, ignore_eos=True)
@@ -49,7 +50,7 @@ def test_same_tensors_from_every_layout(checkpoint, bundle, tmp_path, layout):
 
 
 def test_apple_mlx_text(checkpoint, tmp_path):
-    """Apple's MLX exports have no vision weights besides their package: text only, and the package comes along."""
+    """Apple's MLX exports hold vision weights only in a package, which comes along: text only."""
     source = to_apple_mlx(checkpoint("tiny"), tmp_path / "source")
     result = convert(source, tmp_path / "bundle")
     prompt = golden_prompt("tiny", "text")

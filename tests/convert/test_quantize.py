@@ -7,6 +7,7 @@ import shutil
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from fastvlm_convert.pipeline import Options, convert
 from fastvlm_convert.quantize import Quantization, quantize
 from fastvlm_mlx import FastVLM, load
@@ -78,7 +79,7 @@ def test_more_bits_less_error(checkpoint, plain, tmp_path):
         packed = convert(checkpoint("tiny"), tmp_path / str(bits), Options(dtype="float32", q_bits=bits)).path
         errors.append(relative_l2(logits(load(packed)), right))
     assert errors == sorted(errors, reverse=True)
-    # Measured 3.0e-2: 8 bits are half a step of 1/255 of each group's range in every matrix of the two blocks.
+    # Measured 3.0e-2: half a step of 1/255 of each group's range, in every matrix of the two blocks.
     assert errors[-1] < 5e-2
 
 

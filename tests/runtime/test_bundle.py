@@ -9,6 +9,7 @@ import shutil
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+
 from fastvlm_mlx import load
 from fastvlm_mlx.bundle import Bundle, assign, verify_files
 from fastvlm_mlx.errors import (

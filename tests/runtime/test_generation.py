@@ -7,6 +7,7 @@ import dataclasses
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from fastvlm_convert.pipeline import convert
 from fastvlm_mlx import load
 from fastvlm_mlx.errors import ContextLengthError, EncoderError, InputError, PromptError, ResolutionError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from fastvlm_mlx import load
 from fastvlm_mlx.prefill import embed, prefill
 from support.seeded import PRESETS, PROMPTS, SIZES, golden, golden_prompt, relative_l2
@@ -60,7 +61,7 @@ def test_first_logits(model, preset, kind, step):
 # stage 5 adds to a residual stream of 1e5, so what is rounded off there weighs more.
 @pytest.mark.parametrize(("preset", "tolerance"), [("tiny", 3e-2), ("tiny-untied", 3e-2), ("tiny-hot", 1e-1)])
 def test_bfloat16_encoder_stays_in_range(bundle, preset, tolerance):
-    """bfloat16, the default on a GPU, has float32's range: tiny-hot, which overflows float16, stays finite."""
+    """The default on a GPU has float32's range: tiny-hot, which overflows float16, stays finite."""
     data = golden(preset)
     features = load(bundle(preset), vision_dtype="bfloat16").encode_image(data["pixels_256x256"]).features
     assert features.dtype == mx.bfloat16

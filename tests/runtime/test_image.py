@@ -8,9 +8,10 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from fastvlm_mlx.errors import ImageError, InputError, ResolutionError
 from fastvlm_mlx.image import open_image, preprocess
-from PIL import Image
 from support.seeded import GOLDEN
 
 NAMES = ("wide", "tall", "square", "tiny_image", "gray", "palette", "one_row")

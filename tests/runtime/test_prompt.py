@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fastvlm_convert.tokenizer import read_tokenizer
 from fastvlm_mlx import prompt as prompts
 from fastvlm_mlx.errors import BundleError, ContextLengthError, PromptError

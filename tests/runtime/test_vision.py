@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+
 from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.errors import ConfigError, InputError, ResolutionError
 from fastvlm_mlx.vision.depthwise import DepthwiseConv
 from fastvlm_mlx.vision.fastvithd import FastViTHD, MLXVisionEncoder
+from fastvlm_mlx.vision.gelu import gelu
 from support.seeded import golden, relative_l2
 
 
@@ -28,6 +33,19 @@ def test_tiled_convolution_is_the_convolution(size, kernel, stride, multiplier):
     found = conv(x)
     assert found.shape == right.shape == (2, size[0] // stride, size[1] // stride, multiplier * channels)
     assert relative_l2(found, np.array(right)) <= 1e-6  # float32, another order of summation
+
+
+def test_gelu_is_exact():
+    """Against the C library's erf: float32's own rounding (6e-8), and no drift where it is flat."""
+    x = np.linspace(-30, 30, 200_001).astype(np.float32)
+    right = np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.astype(float)])
+    found = np.array(gelu(mx.array(x)))
+    assert relative_l2(found, right) <= 1e-7
+    assert np.abs(found - right).max() <= 4e-6  # at |x| = 30, where float32's steps are 2e-6
+    tanh = np.array(nn.gelu_approx(mx.array(x)))
+    assert np.abs(tanh - right).max() > 1e-4  # the measure tells the approximation from it
+    half = mx.array(x).astype(mx.bfloat16)
+    assert mx.array_equal(gelu(half), nn.gelu(half))
 
 
 def test_plain_convolutions_give_the_same_features(model, bundle):

@@ -19,7 +19,7 @@ from support.seeded import GOLDEN, golden_prompt
 ROOT = Path(__file__).resolve().parents[2]
 RESOLVE = """
 import json, sys
-from fastvlm_mlx.errors import FastVLMError
+from fastvlm_mlx.errors import FastVLMError, HubError
 from fastvlm_mlx.hub import resolve
 
 answers = []
@@ -27,7 +27,7 @@ for model, options in json.loads(sys.argv[1]):
     try:
         answers.append(str(resolve(model, **options)))
     except FastVLMError as exc:
-        answers.append(f"{type(exc).__name__}: {exc}")
+        answers.append(f"{'HubError' if isinstance(exc, HubError) else type(exc).__name__}: {exc}")
 print(json.dumps(answers))
 """
 GENERATE = """
@@ -65,7 +65,7 @@ class Client:
         }
 
     def resolve(self, model: str, **options: object) -> tuple[str, str]:
-        """What `resolve` returns, or its error with the class's name; and stderr."""
+        """What `resolve` returns, or its error's class and message; and stderr."""
         answers, log = self.ask(RESOLVE, [(model, options)])
         return answers[0], log
 

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import mlx.core as mx
 import numpy as np
+
 from fastvlm_mlx.types import IMAGE_TOKEN_ID
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -17,6 +17,7 @@ import numpy as np
 from fastvlm_mlx.config import VisionConfig, check_side
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.vision.depthwise import DepthwiseConv
+from fastvlm_mlx.vision.gelu import gelu
 
 ATTENTION_FROM = 3  # stages 4 and 5 (0-based 3 and 4) attend; the others mix with a 3x3 convolution
 NORM_EPS = 1e-5
@@ -33,7 +34,7 @@ class ConvFFN(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, H, W, C) -> (B, H, W, C)."""
-        return self.fc2(nn.gelu(self.fc1(self.depthwise(x))))
+        return self.fc2(gelu(self.fc1(self.depthwise(x))))
 
 
 class RepMixerBlock(nn.Module):
@@ -92,7 +93,7 @@ class PatchEmbed(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, H, W, C) -> (B, H / 2, W / 2, 2 C)."""
-        return nn.gelu(self.pointwise(nn.gelu(self.depthwise(x))))
+        return gelu(self.pointwise(gelu(self.depthwise(x))))
 
 
 class Stem(nn.Module):
@@ -106,7 +107,7 @@ class Stem(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, H, W, 3) -> (B, H / 4, W / 4, C)."""
-        return nn.gelu(self.pointwise(nn.gelu(self.depthwise(nn.gelu(self.conv(x))))))
+        return gelu(self.pointwise(gelu(self.depthwise(gelu(self.conv(x))))))
 
 
 class Stage(nn.Module):
@@ -145,7 +146,7 @@ class Expand(nn.Module):
         """(B, H, W, C) -> (B, H, W, 2 C)."""
         x = self.depthwise(x)
         gate = mx.sigmoid(self.expand(nn.relu(self.reduce(x.mean(axis=(1, 2), keepdims=True)))))
-        return nn.gelu(x * gate)
+        return gelu(x * gate)
 
 
 class FastViTHD(nn.Module):

@@ -1,0 +1,1 @@
+"""Where every millisecond of the time to first token goes."""

@@ -1,0 +1,109 @@
+"""`fastvlm-bench`: where the time to first token goes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fastvlm_bench.machine import describe_machine
+from fastvlm_bench.report import Report, format_report, to_json
+from fastvlm_bench.runner import PHOTO_SIZE, Plan, precision, question, run_plan, sample_photo
+from fastvlm_mlx.commands import add_common, run
+from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.files import write_text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments; light, so that `--help` is quick."""
+    parser = argparse.ArgumentParser(
+        prog="fastvlm-bench", description="Measure the time to first token, stage by stage, on this machine."
+    )
+    parser.add_argument(
+        "--resolution",
+        metavar="PX[,PX...]",
+        help="image sides, multiples of 64, run in turn (default: the model's own)",
+    )
+    parser.add_argument(
+        "--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)"
+    )
+    parser.add_argument(
+        "--vision", choices=("auto", "mlx"), default="auto", help="what runs the vision encoder"
+    )
+    parser.add_argument("--quantize", type=int, metavar="BITS", help="quantise the decoder after loading")
+    parser.add_argument("--image", metavar="FILE", help="a photo of yours (default: a synthetic one)")
+    usual = Plan()
+    for name, count, text in (
+        ("--runs", usual.runs, "measured calls per resolution"),
+        ("--warmup", usual.warmup, "calls per resolution before those"),
+        ("--prompt-tokens", usual.prompt_tokens, "text tokens around the image"),
+        ("--max-tokens", usual.max_tokens, "tokens to generate"),
+    ):
+        parser.add_argument(name, type=int, default=count, metavar="N", help=f"{text} (default: {count})")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all runs, their medians and the machine there"
+    )
+    add_common(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run(build_parser(), _bench, argv)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    plan = Plan(
+        resolutions=_resolutions(args.resolution),
+        runs=args.runs,
+        warmup=args.warmup,
+        prompt_tokens=args.prompt_tokens,
+        max_tokens=args.max_tokens,
+    )
+    if args.json and args.json.is_dir():  # known before minutes of work are lost
+        raise InputError(f"--json {args.json} is a folder; name a file")
+    report = _measure(args, plan)
+    print(format_report(report))
+    if args.json:
+        write_text(args.json, to_json(report))
+
+
+def _measure(args: argparse.Namespace, plan: Plan) -> Report:
+    """Load the model and run the plan; everything heavy is imported here."""
+    from fastvlm_mlx.accelerate import prepare_cpu
+
+    prepare_cpu()  # before anything below imports MLX
+    from tqdm import tqdm
+
+    from fastvlm_mlx.loading import load
+
+    model = load(args.model, vision=args.vision, quantize=args.quantize)
+    if not plan.resolutions:
+        plan = dataclasses.replace(plan, resolutions=(model.resolution,))
+    ask = question(model, args.image or sample_photo(), plan)
+    calls = (plan.warmup + plan.runs) * len(plan.resolutions)
+    with tqdm(total=calls, unit="call", leave=False, disable=None) as bar:
+        runs = run_plan(ask, plan, bar.update)
+    return Report(
+        model=model.config.name,
+        precision=precision(model, args.quantize),
+        image=args.image or "synthetic photo, {} x {} px JPEG".format(*PHOTO_SIZE),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        plan=plan,
+        machine=describe_machine(),
+        runs=runs,
+    )
+
+
+def _resolutions(text: str | None) -> tuple[int, ...]:
+    """Read the text of --resolution; none gives ()."""
+    if text is None:
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as exc:
+        raise InputError(
+            f"--resolution takes one number of pixels or several with commas between, got {text!r}"
+        ) from exc

@@ -1,0 +1,231 @@
+"""Ask the same question at several resolutions, several times, and keep every time that was measured."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastvlm_bench.stats import Spread, spread
+from fastvlm_mlx.config import check_side
+from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.types import IMAGE_TOKEN_ID
+
+if TYPE_CHECKING:
+    from fastvlm_mlx.model import FastVLM
+    from fastvlm_mlx.types import GenerationResult, ImageInput
+
+PHOTO_SIZE = (1280, 960)  # width, height: a camera's 4:3, larger than any resolution of the published models
+STAGES = ("preprocess", "tokenize", "vision", "projector", "prefill", "first_token")
+FIGURES = (*(f"{name}_ms" for name in STAGES), "ttft_ms", "decode_ms", "wall_ms", "decode_tps")
+
+Ask = Callable[[int], "GenerationResult"]  # side in pixels -> an answer
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run; checked before anything is loaded.
+
+    Attributes:
+        resolutions: image sides in pixels, multiples of 64, each once; none stands for the model's own.
+        runs: measured calls per resolution.
+        warmup: calls per resolution before those, which count in no median.
+        prompt_tokens: text tokens around the image.
+        max_tokens: tokens to generate; end-of-sequence is ignored, so that every call decodes as many.
+    """
+
+    resolutions: tuple[int, ...] = ()
+    runs: int = 5
+    warmup: int = 1
+    prompt_tokens: int = 24  # the chat template and a short question
+    max_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        """Raise ResolutionError or InputError for a value out of range."""
+        for side in self.resolutions:
+            check_side(side)
+        if len(set(self.resolutions)) != len(self.resolutions):
+            listed = ",".join(map(str, self.resolutions))
+            raise InputError(f"--resolution must name each resolution once, got {listed}")
+        for name, least in (("runs", 1), ("warmup", 0), ("prompt_tokens", 1), ("max_tokens", 1)):
+            if getattr(self, name) < least:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One call: the model's own times, and the whole call as seen from outside.
+
+    Attributes:
+        resolution: image side in pixels.
+        round: 0, 1, ... over warm-up and measured rounds; a round calls every resolution once.
+        warmup: counts in no median.
+        image_tokens: positions that the image takes.
+        prompt_tokens: all positions of the prompt.
+        generation_tokens: tokens that were generated.
+        preprocess_ms, tokenize_ms, vision_ms, projector_ms, prefill_ms, first_token_ms: the stages.
+        stages_ms: their sum; `ttft_ms` less a few lines of Python, or a stage is not accounted for.
+        ttft_ms: from the call to the first token.
+        decode_ms: from the first token to the last.
+        wall_ms: the whole call, measured by the benchmark.
+        decode_tps: tokens per second after the first one; 0 for a single token.
+        peak_bytes: most memory that MLX held.
+        device: what ran which part.
+    """
+
+    resolution: int
+    round: int
+    warmup: bool
+    image_tokens: int
+    prompt_tokens: int
+    generation_tokens: int
+    preprocess_ms: float
+    tokenize_ms: float
+    vision_ms: float
+    projector_ms: float
+    prefill_ms: float
+    first_token_ms: float
+    stages_ms: float
+    ttft_ms: float
+    decode_ms: float
+    wall_ms: float
+    decode_tps: float
+    peak_bytes: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The measured runs of one resolution; `figures` has a Spread for each name of FIGURES."""
+
+    resolution: int
+    image_tokens: int
+    runs: int
+    figures: dict[str, Spread]
+
+
+def run_plan(ask: Ask, plan: Plan, progress: Callable[[], object] = lambda: None) -> tuple[Run, ...]:
+    """Make the calls of a plan, resolutions in turn within each round, so that drift hits all alike.
+
+    Args:
+        ask: answers the question at a resolution; `question` makes one.
+        plan: with at least one resolution.
+        progress: called after each call.
+
+    Returns:
+        All runs in the order in which they ran, warm-up included.
+    """
+    runs = []
+    for index in range(plan.warmup + plan.runs):
+        for resolution in plan.resolutions:
+            runs.append(_measure(ask, resolution, index, index < plan.warmup))
+            progress()
+    return tuple(runs)
+
+
+def question(model: FastVLM, image: ImageInput, plan: Plan) -> Ask:
+    """The call to measure: greedy, past end-of-sequence, with a fixed prompt."""
+    ids = prompt_ids(plan.prompt_tokens, model.config.decoder.vocab_size)
+
+    def ask(resolution: int) -> GenerationResult:
+        return model.generate(image, ids, resolution=resolution, max_tokens=plan.max_tokens, ignore_eos=True)
+
+    return ask
+
+
+def prompt_ids(text_tokens: int, vocab_size: int) -> list[int]:
+    """Ids of a prompt: half of the text, the image, the other half.
+
+    The values are arbitrary: every id costs the same, and ids need no tokenizer in the bundle.
+    """
+    ids = [i % vocab_size for i in range(text_tokens)]
+    middle = text_tokens // 2
+    return [*ids[:middle], IMAGE_TOKEN_ID, *ids[middle:]]
+
+
+def summarise(runs: Sequence[Run]) -> tuple[Summary, ...]:
+    """Median, least and greatest of each figure, by resolution, in the order of the first runs."""
+    measured: dict[int, list[Run]] = {}
+    for run in runs:
+        if not run.warmup:
+            measured.setdefault(run.resolution, []).append(run)
+    return tuple(
+        Summary(
+            resolution,
+            group[0].image_tokens,
+            len(group),
+            {name: spread([getattr(run, name) for run in group]) for name in FIGURES},
+        )
+        for resolution, group in measured.items()
+    )
+
+
+def precision(model: FastVLM, quantize: int | None = None) -> str:
+    """How the decoder's weights lie in memory, such as "bfloat16" or "4 bits, bfloat16 scales".
+
+    Args:
+        model: loaded.
+        quantize: the bits that it was quantised to after loading, if it was.
+    """
+    import mlx.core as mx
+    from mlx.utils import tree_map
+
+    dtypes: set[mx.Dtype] = set()
+    tree_map(lambda array: dtypes.add(array.dtype), model.decoder.network.parameters())
+    kept = " and ".join(sorted(str(d).rpartition(".")[2] for d in dtypes if mx.issubdtype(d, mx.floating)))
+    stored = model.config.quantization
+    bits = quantize or (stored.bits if stored else None)
+    if bits is None:
+        return kept
+    if mx.uint32 in dtypes:
+        return f"{bits} bits, {kept} scales"
+    return f"{bits}-bit values unpacked to {kept}"  # what `load` does on a CPU
+
+
+def sample_photo() -> bytes:
+    """A JPEG file with the statistics of a photo, the same each time.
+
+    Noise whose amplitude falls with 1 / frequency, as in natural images: a flat picture would decode and
+    resize faster than a real one. A file and not an array, so that decoding counts, as it does for a user.
+    """
+    import numpy as np
+    from PIL import Image
+
+    width, height = PHOTO_SIZE
+    noise = np.random.default_rng(0).standard_normal((height, width, 3))
+    distance = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    distance[0, 0] = np.inf  # no mean
+    waves = np.fft.irfft2(
+        np.fft.rfft2(noise, axes=(0, 1)) / distance[..., None], (height, width), axes=(0, 1)
+    )
+    pixels = (127.5 + 50 * waves / waves.std()).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _measure(ask: Ask, resolution: int, index: int, warmup: bool) -> Run:
+    start = time.perf_counter()
+    result = ask(resolution)
+    wall = time.perf_counter() - start
+    times = result.timings
+    stages = {f"{name}_ms": getattr(times, name) * 1e3 for name in STAGES}
+    return Run(
+        resolution=resolution,
+        round=index,
+        warmup=warmup,
+        image_tokens=result.image_tokens,
+        prompt_tokens=result.prompt_tokens,
+        generation_tokens=result.generation_tokens,
+        **stages,
+        stages_ms=sum(stages.values()),
+        ttft_ms=times.ttft * 1e3,
+        decode_ms=times.decode * 1e3,
+        wall_ms=wall * 1e3,
+        decode_tps=result.generation_tps,
+        peak_bytes=result.peak_memory,
+        device=result.device,
+    )

@@ -1,0 +1,128 @@
+"""`fastvlm-bench`: what a user types and sees. No test looks at how long anything took."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastvlm_bench.cli import main
+
+HEAVY = ("mlx", "mlx_lm", "numpy", "PIL", "transformers", "torch")
+
+
+@pytest.fixture
+def tiny(bundle):
+    return str(bundle("tiny"))
+
+
+def test_resolutions_to_table_and_json(capsys, tiny, tmp_path):
+    target = tmp_path / "new" / "bench.json"
+    argv = ["--model", tiny, "--resolution", "64,128", "--runs", "3", "--max-tokens", "4"]
+    assert main([*argv, "--json", str(target)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    table = [line.split() for line in out.split("\n\n")[1].splitlines()]
+    assert [(row[0], row[1]) for row in table[1:]] == [("64", "1"), ("128", "4")]
+    assert [path.name for path in target.parent.iterdir()] == ["bench.json"]  # no temporary file beside it
+
+    data = json.loads(target.read_text())
+    assert data["model"] == "tiny"
+    assert data["plan"] == {
+        "resolutions": [64, 128],
+        "runs": 3,
+        "warmup": 1,
+        "prompt_tokens": 24,
+        "max_tokens": 4,
+    }
+    assert [run["resolution"] for run in data["runs"]] == [64, 128] * 4
+    assert [run["warmup"] for run in data["runs"]] == [True] * 2 + [False] * 6
+    for summary, row in zip(data["summary"], table[1:], strict=True):
+        raw = [r for r in data["runs"] if r["resolution"] == summary["resolution"] and not r["warmup"]]
+        assert len(raw) == summary["runs"] == 3
+        for name, figure in summary["figures"].items():
+            values = [run[name] for run in raw]
+            assert figure == {"median": statistics.median(values), "low": min(values), "high": max(values)}
+        assert row[7] == f"{summary['figures']['ttft_ms']['median']:.1f}"
+
+
+def test_the_model_has_a_resolution_of_its_own(capsys, tiny):
+    assert main(["--model", tiny, "--runs", "1", "--warmup", "0", "--max-tokens", "1"]) == 0
+    row = capsys.readouterr().out.split("\n\n")[1].splitlines()[1].split()
+    assert (row[0], row[1], row[-1]) == ("256", "16", "-")
+
+
+def test_the_embedded_default_needs_no_argument_but_the_resolution(capsys):
+    assert main(["--resolution", "64"]) == 0
+    assert "\n\nresolution" in capsys.readouterr().out
+
+
+def test_a_photo_of_the_users_and_quantised_weights(capsys, tiny, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(photo)
+    argv = ["--model", tiny, "--resolution", "64", "--runs", "1", "--vision", "mlx", "--quantize", "4"]
+    assert main([*argv, "--image", str(photo)]) == 0
+    out = capsys.readouterr().out
+    assert str(photo) in out
+    assert "4 bits" in out or "4-bit" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["--resolution", "1000"], "multiple of 64 pixels, got 1000"),
+        (["--resolution", "256,"], "got '256,'"),
+        (["--resolution", "large"], "got 'large'"),
+        (["--resolution", "64,64"], "each resolution once"),
+        (["--runs", "0"], "--runs must be at least 1"),
+        (["--warmup", "-1"], "--warmup must be at least 0"),
+        (["--max-tokens", "0"], "--max-tokens must be at least 1"),
+        (["--quantize", "7"], "quantize must be one of"),
+        (["--model", "no-such-model"], "no-such-model"),
+        (["--model", "./nowhere"], "nowhere"),
+        (["--image", "nowhere.jpg"], "nowhere.jpg doesn't exist"),
+        (["--json", "."], "is a folder"),
+        (["--resolution", "64", "--prompt-tokens", "9000"], "context is 8192"),
+    ],
+)
+def test_bad_input_is_one_sentence(capsys, tiny, argv, part):
+    given = argv if "--model" in argv else ["--model", tiny, *argv]
+    assert main(given) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fastvlm-bench: error: ")
+    assert len(err.splitlines()) == 1
+    assert part in err
+
+
+@pytest.mark.parametrize("argv", [["--runs", "many"], ["--vision", "abacus"], ["--no-such-option"]])
+def test_bad_usage(capsys, argv):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    assert "fastvlm-bench: error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["--resolution", "1000"], 2)])
+def test_arguments_are_read_before_anything_heavy_is_imported(argv, code):
+    script = (
+        f"import sys; sys.path[:] = {sys.path!r}\n"
+        "from fastvlm_bench.cli import main\n"
+        f"try:\n    code = main({argv!r})\n"
+        "except SystemExit as exc:\n    code = exc.code\n"
+        f"print(code, [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{code} []"
+
+
+def test_the_package_can_be_run_as_a_module():
+    script = f"import sys, runpy; sys.path[:] = {sys.path!r}; sys.argv[1:] = ['--version']\n"
+    script += "runpy.run_module('fastvlm_bench', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("fastvlm-bench ")

@@ -1,0 +1,178 @@
+"""What is run, in which order, and what is kept of it."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastvlm_bench import runner
+from fastvlm_bench.runner import FIGURES, Plan, prompt_ids, question, run_plan, sample_photo, summarise
+from fastvlm_mlx import load
+from fastvlm_mlx.errors import InputError, ResolutionError
+from fastvlm_mlx.types import GenerationResult, Timings
+
+TIMINGS = Timings(
+    preprocess=0.001,
+    tokenize=0.002,
+    vision=0.004,
+    projector=0.008,
+    prefill=0.016,
+    first_token=0.032,
+    ttft=0.064,
+    decode=0.128,
+    total=0.192,
+)
+
+
+def answer(resolution: int, vision: float = 0.004, ttft: float = 0.064) -> GenerationResult:
+    times = {name: getattr(TIMINGS, name) for name in Timings.__dataclass_fields__}
+    return GenerationResult(
+        text="",
+        token_ids=(1, 2, 3),
+        prompt_tokens=30,
+        image_tokens=(resolution // 64) ** 2,
+        generation_tokens=3,
+        prompt_tps=1.0,
+        generation_tps=15.625,
+        peak_memory=4096,
+        finish_reason="length",
+        timings=Timings(**times | {"vision": vision, "ttft": ttft}),
+        device="vision: a fake, decoder: a fake",
+    )
+
+
+class FakeModel:
+    """Records its calls; each one's vision takes a second more than the one's before."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __call__(self, resolution: int) -> GenerationResult:
+        self.asked.append(resolution)
+        return answer(resolution, vision=float(len(self.asked)))
+
+
+def test_resolutions_take_turns():
+    fake, calls = FakeModel(), []
+    plan = Plan((256, 512, 64), runs=2, warmup=1)
+    runs = run_plan(fake, plan, lambda: calls.append(len(fake.asked)))
+    assert fake.asked == [256, 512, 64] * 3
+    assert calls == list(range(1, 10))
+    assert [run.resolution for run in runs] == fake.asked
+    assert [run.round for run in runs] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [run.warmup for run in runs] == [True] * 3 + [False] * 6
+
+
+def test_medians_leave_warmup_out():
+    runs = run_plan(FakeModel(), Plan((256, 512), runs=3, warmup=1))
+    small, large = summarise(runs)
+    assert (small.resolution, small.image_tokens, small.runs) == (256, 16, 3)
+    assert (large.resolution, large.image_tokens, large.runs) == (512, 64, 3)
+    seconds = small.figures["vision_ms"]  # calls 1 (warm-up), 3, 5, 7
+    assert (seconds.median, seconds.low, seconds.high) == (5000.0, 3000.0, 7000.0)
+    assert large.figures["vision_ms"].median == 6000.0
+    assert set(small.figures) == set(FIGURES)
+
+
+def test_without_warmup_the_first_call_counts():
+    (summary,) = summarise(run_plan(FakeModel(), Plan((64,), runs=1, warmup=0)))
+    assert summary.runs == 1
+    assert summary.figures["vision_ms"].median == 1000.0
+
+
+def test_seconds_become_milliseconds(monkeypatch):
+    clock = iter((10.0, 10.2))
+    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    (run,) = run_plan(answer, Plan((64,), runs=1, warmup=0))
+    stages = [getattr(run, f"{name}_ms") for name in runner.STAGES]
+    assert stages == pytest.approx([1, 2, 4, 8, 16, 32])
+    assert run.stages_ms == pytest.approx(63)
+    assert (run.ttft_ms, run.decode_ms) == pytest.approx((64, 128))
+    assert run.wall_ms == pytest.approx(200)
+    assert (run.decode_tps, run.peak_bytes) == (15.625, 4096)
+    assert (run.prompt_tokens, run.generation_tokens) == (30, 3)
+
+
+def test_every_stage_of_the_model_is_counted():
+    others = {"ttft", "decode", "total"}
+    assert set(runner.STAGES) == set(Timings.__dataclass_fields__) - others
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"resolutions": (256, 1000)}, "multiple of 64 pixels, got 1000"),
+        ({"resolutions": (0,)}, "multiple of 64 pixels, got 0"),
+        ({"resolutions": (256, 512, 256)}, "once, got 256,512,256"),
+        ({"runs": 0}, "--runs must be at least 1, got 0"),
+        ({"warmup": -1}, "--warmup must be at least 0, got -1"),
+        ({"prompt_tokens": 0}, "--prompt-tokens must be at least 1, got 0"),
+        ({"max_tokens": 0}, "--max-tokens must be at least 1, got 0"),
+    ],
+)
+def test_a_plan_is_checked(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Plan(**arguments)
+
+
+def test_a_bad_resolution_is_a_resolution_error():
+    with pytest.raises(ResolutionError):
+        Plan((100,))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 24, 2000])
+def test_prompt_ids(tokens):
+    ids = prompt_ids(tokens, 1024)
+    assert len(ids) == tokens + 1
+    assert ids.index(-200) == tokens // 2
+    ids.remove(-200)
+    assert all(0 <= i < 1024 for i in ids)
+
+
+def test_the_photo_is_the_same_each_time_and_not_flat():
+    data = sample_photo()
+    assert sample_photo() == data
+    with Image.open(io.BytesIO(data)) as picture:
+        assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", runner.PHOTO_SIZE)
+        pixels = np.asarray(picture).astype(float)
+    # As in a photo: much contrast over the picture, little between neighbours, and some of it left.
+    assert pixels.std() > 30
+    assert 1 < np.abs(np.diff(pixels, axis=1)).mean() < 20
+
+
+def test_a_model_asked_as_planned(model):
+    plan = Plan((64, 128), runs=1, warmup=0, prompt_tokens=9, max_tokens=3)
+    small, large = run_plan(question(model("tiny"), sample_photo(), plan), plan)
+    assert (small.image_tokens, small.prompt_tokens, small.generation_tokens) == (1, 10, 3)
+    assert (large.image_tokens, large.prompt_tokens, large.generation_tokens) == (4, 13, 3)
+    assert small.device == model("tiny").device
+    assert small.peak_bytes > 0
+
+
+def test_the_stages_make_up_the_whole(model):
+    plan = Plan((256,), runs=4, warmup=1, max_tokens=8)
+    runs = run_plan(question(model("tiny"), sample_photo(), plan), plan)
+    assert len(runs) == 5
+    for run in runs:
+        assert run.stages_ms <= run.ttft_ms + 1e-6
+        assert run.ttft_ms + run.decode_ms <= run.wall_ms
+    # In the best run: another process may take the CPU between two stages of any one.
+    assert max(run.stages_ms / run.ttft_ms for run in runs) >= 0.95
+    assert max((run.ttft_ms + run.decode_ms) / run.wall_ms for run in runs) >= 0.95
+
+
+def test_precision_says_what_lies_in_memory(model, bundle):
+    from fastvlm_mlx.bundle import Bundle
+    from fastvlm_mlx.loading import assemble
+
+    assert runner.precision(model("tiny")) in ("float32", "bfloat16")
+    assert runner.precision(load(bundle("tiny"), dtype="bfloat16")) == "bfloat16"
+    opened = Bundle.open(bundle("tiny"))
+    unpacked = assemble(opened, quantize=4, dtype="float32", unpack=True)
+    assert runner.precision(unpacked, 4) == "4-bit values unpacked to float32"
+    packed = assemble(opened, quantize=8, dtype="float32", unpack=False)
+    assert runner.precision(packed, 8) == "8 bits, float32 scales"

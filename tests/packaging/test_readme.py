@@ -1,0 +1,93 @@
+"""README's commands and code run as they stand; the two `make` targets exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.seeded import write_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+NETWORK = "# needs the network"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("sh") if not block.startswith(NETWORK) for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What README's examples take for granted: two photos and a checkpoint."""
+    folder = tmp_path_factory.mktemp("readme")
+    rng = np.random.default_rng(0)
+    for name in ("photo.jpg", "other.jpg"):
+        Image.fromarray(rng.integers(0, 256, (120, 160, 3), np.uint8)).save(folder / name)
+    write_checkpoint("tiny", folder / "ckpt")
+    commands = folder / "bin"
+    commands.mkdir()
+    paths = os.pathsep.join(str(ROOT / part) for part in ("src", "converters", "benchmarks", "models"))
+    for name, module in (
+        ("fastvlm", "fastvlm_mlx"),
+        ("fastvlm-convert", "fastvlm_convert"),
+        ("fastvlm-bench", "fastvlm_bench"),
+    ):
+        script = f'#!/bin/sh\nPYTHONPATH={shlex.quote(paths)} exec {shlex.quote(sys.executable)} -m {module} "$@"\n'
+        (commands / name).write_text(script)
+        (commands / name).chmod(0o755)
+    return folder
+
+
+def test_there_is_something_to_run():
+    assert len(commands()) >= 8
+    assert len(blocks("python")) == 2
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands(folder, line):
+    environment = os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_code(folder, code, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_network_examples_parse():
+    """They can't run here; their arguments are at least ones that the command knows."""
+    from fastvlm_mlx.cli import build_parser
+
+    lines = [block.splitlines()[1] for block in blocks("sh") if block.startswith(NETWORK)]
+    assert lines
+    for line in lines:
+        program, *argv = shlex.split(line)
+        assert program == "fastvlm"
+        assert build_parser().parse_args(argv).model == "fastvlm-0.5b"
+
+
+def test_make_targets():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(
+        re.findall(r"make ([a-z-]+)", TEXT + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    ):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
