@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from fastvlm_convert.licence import APPLE_LICENCE, APPLE_NOTICE
 from fastvlm_mlx.bundle import MANIFEST, Bundle
 from fastvlm_mlx.errors import HubError, InputError
+from fastvlm_mlx.hub import REPOSITORY
+from fastvlm_mlx.hub_cache import APPLE_NOTICE
+from fastvlm_mlx.hub_client import APPLE_LICENCE
 
 CARD = """---
 {metadata}
@@ -31,7 +32,6 @@ TERMS = """
 This is a Model Derivative, for research purposes only; see [LICENSE](LICENSE).
 {notice}
 """
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def upload(bundle_path: Path, repo: str) -> str:
@@ -53,7 +53,7 @@ def upload(bundle_path: Path, repo: str) -> str:
     from huggingface_hub import HfApi, errors
 
     bundle = Bundle.open(bundle_path)
-    if not _REPOSITORY.fullmatch(repo):
+    if not REPOSITORY.fullmatch(repo):
         raise InputError(f"{repo!r} is no repository name; give ORG/NAME")
     # The root of httpx, which is no OSError; ValueError: a refused card; RuntimeError: a part that got lost.
     failures = (errors.HTTPError, OSError, ValueError, RuntimeError)  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ def model_card(bundle: Bundle, repo: str) -> str:
     if manifest.licence:
         metadata.append(f"license: {manifest.licence}")
     origin = source
-    if _REPOSITORY.fullmatch(source):  # the hub refuses a base model that isn't one of its own
+    if REPOSITORY.fullmatch(source):  # the hub refuses a base model that isn't one of its own
         metadata.append(f"base_model: {source}")
         metadata += ["base_model_relation: quantized"] if bundle.config.quantization else []
         origin = f"[{source}](https://huggingface.co/{source})"

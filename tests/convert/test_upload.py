@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_convert.licence import APPLE_LICENCE, APPLE_NOTICE
 from fastvlm_convert.pipeline import Options, convert
 from fastvlm_convert.upload import model_card, upload
 from fastvlm_mlx import hub_cache, hub_client
 from fastvlm_mlx.bundle import Bundle
 from fastvlm_mlx.errors import BundleError, InputError
+from fastvlm_mlx.hub_cache import APPLE_NOTICE
+from fastvlm_mlx.hub_client import APPLE_LICENCE
 from support.client import Client
 from support.fake_hub import TOKEN, FakeHub
 from support.seeded import golden_prompt

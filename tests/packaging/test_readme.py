@@ -45,8 +45,8 @@ def folder(tmp_path_factory) -> Path:
         ("fastvlm-convert", "fastvlm_convert"),
         ("fastvlm-bench", "fastvlm_bench"),
     ):
-        script = f'#!/bin/sh\nPYTHONPATH={shlex.quote(paths)} exec {shlex.quote(sys.executable)} -m {module} "$@"\n'
-        (commands / name).write_text(script)
+        python = f"PYTHONPATH={shlex.quote(paths)} exec {shlex.quote(sys.executable)}"
+        (commands / name).write_text(f'#!/bin/sh\n{python} -m {module} "$@"\n')
         (commands / name).chmod(0o755)
     return folder
 

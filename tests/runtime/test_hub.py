@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import fastvlm_zoo
-from fastvlm_convert.licence import APPLE_NOTICE
 from fastvlm_mlx import load
 from fastvlm_mlx.bundle import Bundle
+from fastvlm_mlx.hub_cache import APPLE_NOTICE
 from support.client import RESOLVE, Client
 from support.fake_hub import TOKEN, FakeHub
 from support.seeded import golden_prompt
