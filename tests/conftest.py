@@ -12,9 +12,17 @@ from fastvlm_mlx.accelerate import prepare_cpu
 
 prepare_cpu()  # before anything here imports MLX
 
+import mlx.core as mx  # noqa: E402
+
 from fastvlm_convert.pipeline import convert  # noqa: E402
 from fastvlm_mlx import FastVLM, load  # noqa: E402
 from support.seeded import write_checkpoint  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The golden data are float32 on a CPU; only the run of the tests for Macs uses the GPU."""
+    if config.option.markexpr != "apple":
+        mx.set_default_device(mx.cpu)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,19 +5,22 @@ set -euo pipefail
 bin=$1
 photo=build/astronaut.png
 
-say() { printf '\n$ %s\n' "$*"; }
+# Show a command, then run it from the environment.
+show() {
+    printf '\n$'
+    printf ' %q' "$@"
+    printf '\n'
+    "$bin/$1" "${@:2}"
+}
 
 mkdir -p build
 "$bin/python" models/seeded/make_checkpoint.py build/seeded-tiny
 cp "$("$bin/python" -c 'import skimage; print(skimage.data_dir)')/astronaut.png" "$photo"
 
-say fastvlm-convert build/seeded-tiny
-"$bin/fastvlm-convert" build/seeded-tiny
+show fastvlm-convert build/seeded-tiny
 
 echo
 echo "The weights are seeded random numbers: the answers below mean nothing. What they show is that everything works."
-say fastvlm generate --model models/converted/seeded-tiny --image "$photo" --prompt "What is in this picture?" --max-tokens 24 --stats
-"$bin/fastvlm" generate --model models/converted/seeded-tiny --image "$photo" --prompt "What is in this picture?" --max-tokens 24 --stats
-
-say fastvlm-bench --resolution 256
-"$bin/fastvlm-bench" --resolution 256
+show fastvlm generate --model models/converted/seeded-tiny --image "$photo" \
+    --prompt "What is in this picture?" --max-tokens 24 --stats
+show fastvlm-bench --resolution 256,512

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from fastvlm_convert.pipeline import Options, convert
 from fastvlm_convert.upload import model_card, upload
-from fastvlm_mlx import hub_cache, hub_client
 from fastvlm_mlx.bundle import Bundle
 from fastvlm_mlx.errors import BundleError, InputError
 from fastvlm_mlx.hub_cache import APPLE_NOTICE
@@ -153,10 +151,3 @@ def test_card_of_a_model_of_ones_own(bundle):
     assert "\ntiny, converted for fastvlm-mlx." in card
     local = replace(opened.manifest, source=replace(opened.manifest.source, id="/home/me/tiny"))
     assert "base_model" not in model_card(replace(opened, manifest=local), "me/model")
-
-
-def test_run_time_and_converter_mean_the_same_licence():
-    """The run time may not import the converter, so both spell it."""
-    assert hub_cache.APPLE_NOTICE == APPLE_NOTICE
-    assert hub_client.APPLE_LICENCE == APPLE_LICENCE
-    assert Path(hub_cache.__file__).parent.name == "fastvlm_mlx"

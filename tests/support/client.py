@@ -32,9 +32,10 @@ print(json.dumps(answers))
 """
 GENERATE = """
 import json, sys
-import numpy as np
+import mlx.core as mx, numpy as np
 from fastvlm_mlx import load
 
+mx.set_default_device(mx.cpu)  # the golden ids are those of float32
 name, golden, ids, options = map(json.loads, sys.argv[1:])
 image = np.load(golden)["pixels_256x256"]
 print(json.dumps(load(name, **options).generate(image, ids, max_tokens=24, ignore_eos=True).token_ids))

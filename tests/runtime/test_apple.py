@@ -1,0 +1,52 @@
+"""On a Mac's GPU: `pytest -m apple`."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from fastvlm_convert.options import Options
+from fastvlm_convert.pipeline import convert
+from fastvlm_mlx import load
+from support.seeded import PRESETS, PROMPTS, golden, golden_prompt, relative_l2
+
+pytestmark = pytest.mark.apple
+
+# Metal sums in another order than the CPU, with fused multiply-add.
+FLOAT32, BFLOAT16 = 1e-4, {"tiny": 3e-2, "tiny-untied": 3e-2, "tiny-hot": 1e-1}
+
+
+def test_the_gpu_is_what_runs(bundle):
+    assert load(bundle("tiny")).device == "vision: MLX (gpu), decoder: MLX (gpu)"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_features(bundle, preset):
+    data = golden(preset)
+    for dtype, tolerance in (("float32", FLOAT32), (None, BFLOAT16[preset])):
+        features = load(bundle(preset), vision_dtype=dtype).encode_image(data["pixels_256x256"]).features
+        assert features.dtype == (mx.float32 if dtype else mx.bfloat16)
+        assert relative_l2(features.astype(mx.float32), data["features_256x256"]) <= tolerance
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_greedy_ids(bundle, preset, kind):
+    prompt = golden_prompt(preset, kind)
+    model = load(bundle(preset), dtype="float32", vision_dtype="float32")
+    result = model.generate(prompt.images, prompt.ids, max_tokens=24, ignore_eos=True)
+    assert list(result.token_ids) == prompt.greedy_ids
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_quantised_kernels(checkpoint, tmp_path, bits):
+    """Packed matrices stay packed on a GPU; they answer as their unpacked values do."""
+    folder = convert(checkpoint("tiny"), tmp_path / "b", Options(dtype="float16", q_bits=bits)).path
+    model = load(folder)
+    assert "scales" in model.decoder.network.model.layers[0].mlp.up_proj
+    prompt = golden_prompt("tiny", "one image")
+    packed = model.generate(prompt.images, prompt.ids, max_tokens=8, ignore_eos=True)
+    assert packed.generation_tokens == 8
+    image = model.encode_image(prompt.images[0]).embeddings
+    assert np.isfinite(np.array(image.astype(mx.float32))).all()
