@@ -26,12 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PX[,PX...]",
         help="image sides, multiples of 64, run in turn (default: the model's own)",
     )
-    parser.add_argument(
-        "--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)"
-    )
-    parser.add_argument(
-        "--vision", choices=("auto", "mlx"), default="auto", help="what runs the vision encoder"
-    )
+    parser.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")
+    parser.add_argument("--vision", choices=("auto", "mlx"), default="auto", help="what runs the vision encoder")
     parser.add_argument("--quantize", type=int, metavar="BITS", help="quantise the decoder after loading")
     parser.add_argument("--image", metavar="FILE", help="a photo of yours (default: a synthetic one)")
     usual = Plan()
@@ -42,9 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("--max-tokens", usual.max_tokens, "tokens to generate"),
     ):
         parser.add_argument(name, type=int, default=count, metavar="N", help=f"{text} (default: {count})")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write all runs, their medians and the machine there"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all runs, their medians and the machine there")
     add_common(parser)
     return parser
 

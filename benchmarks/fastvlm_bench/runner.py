@@ -198,9 +198,7 @@ def sample_photo() -> bytes:
     noise = np.random.default_rng(0).standard_normal((height, width, 3))
     distance = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     distance[0, 0] = np.inf  # no mean
-    waves = np.fft.irfft2(
-        np.fft.rfft2(noise, axes=(0, 1)) / distance[..., None], (height, width), axes=(0, 1)
-    )
+    waves = np.fft.irfft2(np.fft.rfft2(noise, axes=(0, 1)) / distance[..., None], (height, width), axes=(0, 1))
     pixels = (127.5 + 50 * waves / waves.std()).clip(0, 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=90)

@@ -13,7 +13,7 @@ from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.hub import REPOSITORY
 
 if TYPE_CHECKING:
-    from fastvlm_convert.pipeline import Progress
+    from fastvlm_convert.records import Progress
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quantize-vision", action="store_true", help="with -q: FastViTHD's matrices too")
     parser.add_argument("--source-id", help="name of the source to record, such as apple/FastVLM-0.5B")
     parser.add_argument("--revision", help="commit of the source to record")
+    parser.add_argument("--licence", help="short name of the source's terms, such as apple-amlr, where it ships none")
     parser.add_argument("--upload-repo", metavar="ORG/NAME", help="push the bundle to the Hugging Face hub")
     add_common(parser)
     return parser
@@ -64,13 +65,13 @@ def _convert(args: argparse.Namespace) -> None:
     options = Options(
         dtype=args.dtype,
         vision_dtype=args.vision_dtype,
-        q_bits=args.q_bits or (4 if args.quantize else None),
+        q_bits=4 if args.quantize and args.q_bits is None else args.q_bits,
         q_group_size=args.q_group_size,
         quantize_projector=args.quantize_projector,
         quantize_vision=args.quantize_vision,
     )
     with ProgressBars() as bars:
-        result = convert(args.checkpoint, args.output, options, args.source_id, args.revision, bars)
+        result = convert(args.checkpoint, args.output, options, args.source_id, args.revision, args.licence, bars)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{result.path} is up to date" if result.up_to_date else f"wrote {result.path}")

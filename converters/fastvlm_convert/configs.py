@@ -43,10 +43,10 @@ def read_config(
     try:
         read = _from_transformers if raw["model_type"] == "fast_vlm" else _from_llava
         return read(raw, layout, name, generation)
+    except ZeroDivisionError as exc:
+        raise CheckpointError(f"{where}: a size is 0; give a checkpoint folder as published") from exc
     except KeyError as exc:
-        raise CheckpointError(
-            f"{where} lacks {exc.args[0]!r}; give a checkpoint folder as published"
-        ) from exc
+        raise CheckpointError(f"{where} lacks {exc.args[0]!r}; give a checkpoint folder as published") from exc
     except (TypeError, ValueError) as exc:
         raise CheckpointError(f"{where}: a value has another type than published ({exc})") from exc
     except CheckpointError:
@@ -55,9 +55,7 @@ def read_config(
         raise CheckpointError(f"{where}: {exc}") from exc
 
 
-def _from_llava(
-    raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]
-) -> ModelConfig:
+def _from_llava(raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]) -> ModelConfig:
     """LLaVA's dialect; mlx-vlm's and Apple's MLX exports add keys to it."""
     _require(raw, "mm_projector_type", ("mlp2x_gelu",))
     _require(raw, "mm_use_im_start_end", (False, None))
@@ -75,8 +73,7 @@ def _from_llava(
     )
     if raw["mm_hidden_size"] != vision.feature_dim:
         raise CheckpointError(
-            f"mm_hidden_size is {raw['mm_hidden_size']}, "
-            f"FastViTHD of {vision.embed_dims} gives {vision.feature_dim}"
+            f"mm_hidden_size is {raw['mm_hidden_size']}, FastViTHD of {vision.embed_dims} gives {vision.feature_dim}"
         )
     aspect = raw.get("image_aspect_ratio")
     decoder = _decoder(raw)
@@ -87,7 +84,8 @@ def _from_llava(
         vision=vision if layout.has_vision else None,
         context_length=min(raw.get("tokenizer_model_max_length") or 8192, decoder.max_position_embeddings),
         eos_token_ids=_stops(raw, generation, vocabulary=decoder.vocab_size),
-        # The official code pads for "pad" and "anyres", and crops the centre for anything else.
+        # The official code pads for "pad" and crops the centre for anything else, but for "anyres", whose tiles
+        # the pipeline warns about: padding is what comes nearest.
         aspect="pad" if aspect in ("pad", "anyres") else "crop",
         grid_pinpoints=tuple((int(w), int(h)) for w, h in raw.get("image_grid_pinpoints") or ()),
         patch_merge_type=raw.get("mm_patch_merge_type") or "flat",
@@ -95,9 +93,7 @@ def _from_llava(
     )
 
 
-def _from_transformers(
-    raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]
-) -> ModelConfig:
+def _from_transformers(raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]) -> ModelConfig:
     """Hugging Face transformers' FastVlm: nested configs, FastViTHD by its timm name."""
     _require(raw, "projector_hidden_act", ("gelu", None))
     text, tower = raw["text_config"], raw["vision_config"]
@@ -114,9 +110,7 @@ def _from_transformers(
         decoder=decoder,
         projector=ProjectorConfig(vision.feature_dim, decoder.hidden_size),
         vision=vision if layout.has_vision else None,
-        context_length=min(
-            8192, decoder.max_position_embeddings
-        ),  # the published models' limit, not stored here
+        context_length=min(8192, decoder.max_position_embeddings),  # the published models' limit, not stored here
         eos_token_ids=_stops(
             text | {"eos_token_id": text.get("eos_token_id")}, generation, vocabulary=decoder.vocab_size
         ),

@@ -192,9 +192,7 @@ def map_tensors(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tenso
         if not name:
             continue
         if name in mapped:
-            raise CheckpointError(
-                f"{source} and {mapped[name].source} are both {name}; the checkpoint mixes layouts"
-            )
+            raise CheckpointError(f"{source} and {mapped[name].source} are both {name}; the checkpoint mixes layouts")
         shape, transform = _torch_order(name, stored.shape, layout)
         mapped[name] = Tensor(name, source, shape, stored.dtype, transform)
     return mapped, unknown

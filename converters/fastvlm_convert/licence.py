@@ -12,7 +12,9 @@ from fastvlm_mlx.hub_client import APPLE_LICENCE
 APPLE_MARK = "Apple Machine Learning Research Model"
 
 
-def copy_licence(source: Path, target: Path, source_id: str, changes: Sequence[str]) -> str | None:
+def copy_licence(
+    source: Path, target: Path, source_id: str, changes: Sequence[str], declared: str | None = None
+) -> str | None:
     """Copy LICENSE* and NOTICE*; write the notice and change record that Apple's licence asks for.
 
     Args:
@@ -20,6 +22,7 @@ def copy_licence(source: Path, target: Path, source_id: str, changes: Sequence[s
         target: the bundle being written.
         source_id: the name to give the source.
         changes: what the conversion did, in words.
+        declared: short name of the terms by the source's page, for a source whose files don't hold them.
 
     Returns:
         The licence's short name, None where the source ships none that is known.
@@ -29,8 +32,8 @@ def copy_licence(source: Path, target: Path, source_id: str, changes: Sequence[s
         if file.is_file() and file.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")):
             shutil.copyfile(file, target / file.name)
             texts.append(file.read_text(encoding="utf-8", errors="replace"))
-    if not any(APPLE_MARK in text for text in texts):
-        return None
+    if declared != APPLE_LICENCE and not any(APPLE_MARK in text for text in texts):
+        return declared
     lines = [
         APPLE_NOTICE,
         "",
@@ -38,7 +41,5 @@ def copy_licence(source: Path, target: Path, source_id: str, changes: Sequence[s
     ]
     notice = target / "NOTICE"
     before = notice.read_text(encoding="utf-8", errors="replace") + "\n" if notice.exists() else ""
-    notice.write_text(
-        before + "\n".join([*lines, *(f"- {change}" for change in changes)]) + "\n", encoding="utf-8"
-    )
+    notice.write_text(before + "\n".join([*lines, *(f"- {change}" for change in changes)]) + "\n", encoding="utf-8")
     return APPLE_LICENCE

@@ -50,17 +50,13 @@ class Output:
     make: Callable[[Sequence[mx.array]], Sequence[mx.array]]
 
 
-def check_tensors(
-    tensors: Mapping[str, Tensor], unknown: Sequence[str], config: ModelConfig, where: str
-) -> None:
+def check_tensors(tensors: Mapping[str, Tensor], unknown: Sequence[str], config: ModelConfig, where: str) -> None:
     """Compare a checkpoint's tensors with what its config asks for.
 
     Raises:
         WeightsError: lists every missing, unexpected and wrongly shaped tensor at once.
     """
-    expected: Shapes = decoder_shapes(config.decoder) | projector_shapes(
-        config.projector, config.image_newline
-    )
+    expected: Shapes = decoder_shapes(config.decoder) | projector_shapes(config.projector, config.image_newline)
     if config.vision:
         expected |= vision_shapes(config.vision)
     faults: dict[str, list[str]] = {"missing": [], "unexpected": list(unknown), "wrong shape": []}
@@ -79,9 +75,7 @@ def check_tensors(
             if part not in tensors:
                 faults["missing"].append(part)
             elif tensors[part].shape != right:
-                faults["wrong shape"].append(
-                    f"{tensors[part].source} {tensors[part].shape} instead of {right}"
-                )
+                faults["wrong shape"].append(f"{tensors[part].source} {tensors[part].shape} instead of {right}")
     faults["unexpected"] += [tensor.source for name, tensor in tensors.items() if name not in expected]
     raise_faults(faults, where)
 

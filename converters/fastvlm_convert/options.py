@@ -49,5 +49,12 @@ class Options:
     @property
     def suffix(self) -> str:
         """What the default output folder's name adds to the checkpoint's."""
-        bits = f"-{self.q_bits}bit" if self.q_bits else ""
-        return bits + (f"-{self.dtype}" if self.dtype else "")
+        parts = [
+            f"{self.q_bits}bit" if self.q_bits else "",
+            f"g{self.q_group_size}" if self.q_bits and self.q_group_size != 64 else "",
+            "projector" if self.quantize_projector else "",
+            "vision" if self.quantize_vision else "",
+            self.dtype or "",
+            f"vision-{self.vision_dtype}" if self.vision_dtype else "",
+        ]
+        return "".join(f"-{part}" for part in parts if part)

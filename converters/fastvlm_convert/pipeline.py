@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fastvlm_convert.configs import check_model_type, read_config
 from fastvlm_convert.keymap import Layout, Tensor, detect_layout, map_tensors
-from fastvlm_convert.licence import copy_licence
 from fastvlm_convert.mlx_weights import (
     Output,
     check_tensors,
@@ -21,30 +21,24 @@ from fastvlm_convert.mlx_weights import (
     write_safetensors,
 )
 from fastvlm_convert.options import DTYPES, Options
+from fastvlm_convert.records import (
+    APPLE_PACKAGE,
+    Progress,
+    check_target,
+    folder_bytes,
+    hash_source,
+    is_up_to_date,
+    write_manifest,
+)
 from fastvlm_convert.source import Checkpoint, read_json
 from fastvlm_convert.tokenizer import read_tokenizer
-from fastvlm_mlx import __version__
-from fastvlm_mlx.bundle import (
-    CONFIG,
-    DECODER,
-    MANIFEST,
-    PACKAGE,
-    TOKENIZER,
-    VISION,
-    Bundle,
-    FileRecord,
-    Manifest,
-    Source,
-)
-from fastvlm_mlx.config import ModelConfig, QuantizationConfig
-from fastvlm_mlx.errors import CheckpointError, FastVLMError, InputError
-from fastvlm_mlx.files import replaced_folder, require_space, sha256
+from fastvlm_mlx.bundle import CONFIG, DECODER, PACKAGE, TOKENIZER, VISION, Source
+from fastvlm_mlx.config import ModelConfig, QuantizationConfig, from_dict
+from fastvlm_mlx.errors import CheckpointError
+from fastvlm_mlx.files import replaced_folder, require_space
 
-APPLE_PACKAGE = "fastvithd.mlpackage"
 DEFAULT_HOME = Path("models") / "converted"
 _HEADERS_BYTES = 32 << 20  # room for the files' headers, the tokenizer and small things
-
-Progress = Callable[[str, int, int], object]  # stage, bytes done since the last call, total bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +61,7 @@ def convert(
     options: Options | None = None,
     source_id: str | None = None,
     revision: str | None = None,
+    licence: str | None = None,
     progress: Progress = lambda *_: None,
 ) -> Result:
     """Convert a published FastVLM checkpoint into a bundle.
@@ -80,6 +75,7 @@ def convert(
         options: dtypes and quantisation.
         source_id: the name to record, such as "apple/FastVLM-0.5B"; default the folder's name.
         revision: the commit to record.
+        licence: short name of the source's terms, where its files don't hold them.
         progress: called with (stage, bytes done, bytes in all).
 
     Raises:
@@ -90,79 +86,29 @@ def convert(
     checkpoint = Checkpoint(source)
     check_model_type(checkpoint.config, str(source / CONFIG))
     layout = detect_layout(checkpoint.tensors, source)
-    _check_target(source, target)
-    origin = Source(
-        source_id or source.resolve().name, layout.name, _hash_files(source, checkpoint, progress), revision
-    )
-    recorded = asdict(options)
-    if _is_up_to_date(target, origin, recorded):
+    check_target(source, target)
+    files = hash_source(source, checkpoint.shards, progress)
+    origin = Source(source_id or source.resolve().name, layout.name, files, revision)
+    if is_up_to_date(target, origin, asdict(options), licence):
         return Result(target, True, ())
     tensors, config, warnings = _read_model(checkpoint, layout, origin.id, options)
+    tokenizer = read_tokenizer(source)
+    if tokenizer is None:
+        warnings.append("the checkpoint has no tokenizer: the bundle takes prompts as ids only")
     plan = _plan(tensors, config, options)
     package = source / APPLE_PACKAGE
     total = sum(spec.nbytes for outputs in plan.values() for output in outputs for spec in output.specs)
-    require_space(target.parent, total + _folder_bytes(package) + _HEADERS_BYTES)
+    require_space(target.parent, total + folder_bytes(package) + _HEADERS_BYTES)
     with replaced_folder(target) as folder:
         for name, outputs in plan.items():
-            write_safetensors(
-                folder / name, outputs, checkpoint, tensors, lambda n: progress("writing", n, total)
-            )
+            write_safetensors(folder / name, outputs, checkpoint, tensors, lambda n: progress("writing", n, total))
         if package.is_dir():
             shutil.copytree(package, folder / PACKAGE)
         (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
-        tokenizer = read_tokenizer(source)
-        if tokenizer is None:
-            warnings.append("the checkpoint has no tokenizer: the bundle takes prompts as ids only")
-        else:
+        if tokenizer:
             tokenizer.save(str(folder / TOKENIZER))
-        changes = _changes(layout, config, options)
-        licence = copy_licence(source, folder, origin.id, changes)
-        records = _record_files(folder, progress)
-        manifest = Manifest(f"fastvlm-mlx {__version__}", origin, recorded, changes, records, licence)
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        write_manifest(folder, source, origin, asdict(options), _changes(layout, config, options), licence, progress)
     return Result(target, False, tuple(warnings))
-
-
-def _check_target(source: Path, target: Path) -> None:
-    """Refuse to put a bundle in the place of anything that isn't one."""
-    if target.exists() and target.resolve() == source.resolve():
-        raise InputError(f"the output {target} is the checkpoint itself; choose another place with -o")
-    if (
-        target.exists()
-        and not (target / MANIFEST).exists()
-        and not (target.is_dir() and not any(target.iterdir()))
-    ):
-        raise InputError(f"{target} exists and is no bundle; choose another place with -o")
-
-
-def _hash_files(source: Path, checkpoint: Checkpoint, progress: Progress) -> dict[str, str]:
-    """SHA-256 of every file that the bundle depends on."""
-    small = (
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "vocab.json",
-        "merges.txt",
-        "added_tokens.json",
-    )
-    files = [*checkpoint.shards, *(source / name for name in small if (source / name).exists())]
-    files += sorted(
-        f for f in source.iterdir() if f.is_file() and f.name.upper().startswith(("LICEN", "NOTICE"))
-    )
-    files += sorted(f for f in (source / APPLE_PACKAGE).rglob("*") if f.is_file())
-    total = sum(file.stat().st_size for file in files)
-    return {str(f.relative_to(source)): sha256(f, lambda n: progress("checking", n, total)) for f in files}
-
-
-def _is_up_to_date(target: Path, origin: Source, options: Mapping[str, object]) -> bool:
-    if not (target / MANIFEST).exists():
-        return False
-    try:
-        manifest = Bundle.open(target).manifest
-    except FastVLMError:
-        return False  # damaged, or written by another version: make it again
-    made_by = (manifest.tool, manifest.source, manifest.options)
-    return made_by == (f"fastvlm-mlx {__version__}", origin, dict(options))
 
 
 def _read_model(
@@ -179,6 +125,8 @@ def _read_model(
             f"{checkpoint.path} is quantised already ({config.quantization.bits} bits); convert it without -q"
         )
     warnings = []
+    if checkpoint.config.get("image_aspect_ratio") == "anyres":
+        warnings.append(f"{where} asks for AnyRes tiles, which this version doesn't cut: images are padded instead")
     tied = _head_is_tied(checkpoint, tensors)
     if tied != config.decoder.tie_word_embeddings:
         found = "has no head besides the embedding" if tied else "has a head that differs from the embedding"
@@ -194,6 +142,8 @@ def _read_model(
         image_newline="model.image_newline" in tensors,
         quantization=QuantizationConfig(width.bits, width.group_size) if width else config.quantization,
     )
+    # What the run time will read: a value of another type is found now, not when the bundle is loaded.
+    config = from_dict(ModelConfig, json.loads(config.to_json()), where)
     check_tensors(tensors, unknown, config, str(checkpoint.path))
     return tensors, config, warnings
 
@@ -223,9 +173,7 @@ def _plan(tensors: Mapping[str, Tensor], config: ModelConfig, options: Options) 
     plan = {DECODER: plan_decoder(tensors, config, dtype, width, options.quantize_projector)}
     if config.vision:
         vision_dtype = DTYPES[options.vision_dtype] if options.vision_dtype else None
-        plan[VISION] = plan_vision(
-            tensors, config.vision, vision_dtype, width if options.quantize_vision else None
-        )
+        plan[VISION] = plan_vision(tensors, config.vision, vision_dtype, width if options.quantize_vision else None)
     return plan
 
 
@@ -233,9 +181,7 @@ def _changes(layout: Layout, config: ModelConfig, options: Options) -> tuple[str
     """The change record, in words."""
     changes = [f"renamed from the {layout.name} layout into a fastvlm-mlx bundle"]
     if config.vision:
-        changes.append(
-            "FastViTHD folded: batch norm, layer scale, LayerNorm affine, 1/255; convolutions channels last"
-        )
+        changes.append("FastViTHD folded: batch norm, layer scale, LayerNorm affine, 1/255; convolutions channels last")
     if options.dtype:
         changes.append(f"decoder and projector cast to {options.dtype}")
     if options.vision_dtype:
@@ -243,22 +189,5 @@ def _changes(layout: Layout, config: ModelConfig, options: Options) -> tuple[str
     if options.width:
         parts = ["decoder", *(["projector"] if options.quantize_projector else [])]
         parts += ["FastViTHD's matrices"] if options.quantize_vision else []
-        changes.append(
-            f"{', '.join(parts)} quantised to {options.q_bits} bits, groups of {options.q_group_size}"
-        )
+        changes.append(f"{', '.join(parts)} quantised to {options.q_bits} bits, groups of {options.q_group_size}")
     return tuple(changes)
-
-
-def _record_files(folder: Path, progress: Progress) -> dict[str, FileRecord]:
-    files = sorted(f for f in folder.rglob("*") if f.is_file())
-    total = sum(file.stat().st_size for file in files)
-    return {
-        f.relative_to(folder).as_posix(): FileRecord(
-            sha256(f, lambda n: progress("hashing", n, total)), f.stat().st_size
-        )
-        for f in files
-    }
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -24,9 +24,7 @@ class Quantization:
         if self.bits not in QUANTIZED_BITS:
             raise InputError(f"--q-bits must be one of {_listed(QUANTIZED_BITS)}, got {self.bits}")
         if self.group_size not in QUANTIZED_GROUPS:
-            raise InputError(
-                f"--q-group-size must be one of {_listed(QUANTIZED_GROUPS)}, got {self.group_size}"
-            )
+            raise InputError(f"--q-group-size must be one of {_listed(QUANTIZED_GROUPS)}, got {self.group_size}")
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor can be quantised: a matrix whose rows divide into groups."""

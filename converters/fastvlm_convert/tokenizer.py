@@ -33,9 +33,7 @@ def read_tokenizer(path: Path) -> Tokenizer | None:
     except CheckpointError:
         raise
     except Exception as exc:  # tokenizers raises bare Exception
-        raise CheckpointError(
-            f"the tokenizer files of {path} are damaged ({exc}); download them again"
-        ) from exc
+        raise CheckpointError(f"the tokenizer files of {path} are damaged ({exc}); download them again") from exc
     return None
 
 

@@ -108,8 +108,6 @@ def _explain(exc: Exception, repo: str) -> str:
     if isinstance(exc, HfHubHTTPError) and exc.response.status_code in (401, 403):
         return f"you may not write to {repo}; log in with `hf auth login` and a token that may write there"
     if isinstance(exc, HfHubHTTPError):
-        return (
-            f"can't upload to {repo}: the hub answers with status {exc.response.status_code}; try again later"
-        )
+        return f"can't upload to {repo}: the hub answers with status {exc.response.status_code}; try again later"
     reason = " ".join(str(exc).split()) or type(exc).__name__
     return f"can't upload to {repo}: {reason}"

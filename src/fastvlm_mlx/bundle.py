@@ -93,6 +93,10 @@ class Bundle:
         """
         config = ModelConfig.from_file(path / CONFIG)
         manifest = Manifest.from_file(path / MANIFEST)
+        needed = [CONFIG, DECODER, *([VISION] if config.vision else [])]
+        needed += [TOKENIZER] if (path / TOKENIZER).exists() else []
+        if unlisted := [name for name in needed if name not in manifest.files]:
+            raise BundleError(f"{path / MANIFEST} doesn't list {', '.join(unlisted)}; convert the model again")
         verify_files(path, manifest.files, progress)
         return cls(path, config, manifest)
 
@@ -178,9 +182,7 @@ def assign(modules: Mapping[str, nn.Module], tensors: Mapping[str, mx.array], wh
     taken: set[str] = set()
     for prefix in sorted(modules, key=len, reverse=True):
         module = modules[prefix]
-        own = {
-            n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix) and n not in taken
-        }
+        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix) and n not in taken}
         taken |= {prefix + n for n in own}
         _quantize_like(module, own)
         expected = parameter_shapes(module)
@@ -205,9 +207,7 @@ def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def raise_faults(faults: Mapping[str, list[str]], where: str) -> None:
     """Raise one WeightsError that lists every fault, if there is any."""
-    lines = [
-        f"{label} ({len(names)}): {', '.join(sorted(names))}" for label, names in faults.items() if names
-    ]
+    lines = [f"{label} ({len(names)}): {', '.join(sorted(names))}" for label, names in faults.items() if names]
     if lines:
         raise WeightsError(f"{where} doesn't fit its config; " + "; ".join(lines))
 

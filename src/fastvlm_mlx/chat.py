@@ -53,7 +53,7 @@ class Chat:
     def stream(self, question: str, **options: Unpack[OptionArgs]) -> Iterator[Piece]:
         """`ask`, piece by piece. An answer that isn't read to its end leaves the conversation as it was."""
         chosen = GenerationOptions(**options)
-        clock = Clock()
+        clock = self._model.start_clock()
         asked = Turn("user", prompts.place_images(question, self._unplaced))
         ids = self._model.tokenize([*self._turns, asked, Turn("assistant", None)])
         embeddings = [features.embeddings for features in self._features]

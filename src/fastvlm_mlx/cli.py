@@ -6,10 +6,11 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastvlm_mlx.commands import add_common, add_debug, run
-from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.errors import ImageError, InputError
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
@@ -20,9 +21,7 @@ DEFAULT_PROMPT = "Describe the image."
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands' arguments; light, so that `--help` is quick."""
-    parser = argparse.ArgumentParser(
-        prog="fastvlm", description="Ask a FastVLM about images, on this machine."
-    )
+    parser = argparse.ArgumentParser(prog="fastvlm", description="Ask a FastVLM about images, on this machine.")
     add_common(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="generate | chat | models")
     generate = commands.add_parser(
@@ -35,15 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="an image, - for stdin; may be given several times",
     )
-    generate.add_argument(
-        "--prompt", help=f"the question; <image> places an image (default: {DEFAULT_PROMPT})"
-    )
+    generate.add_argument("--prompt", help=f"the question; <image> places an image (default: {DEFAULT_PROMPT})")
     generate.add_argument("--stats", action="store_true", help="print where the time went to stderr")
     generate.add_argument("--json", action="store_true", help="print the whole result as one line of JSON")
     generate.set_defaults(action=_generate)
-    chat = commands.add_parser(
-        "chat", help="ask several questions", description="Ask questions until end of file."
-    )
+    chat = commands.add_parser("chat", help="ask several questions", description="Ask questions until end of file.")
     chat.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="an image; may be given several times"
     )
@@ -60,14 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)"
-    )
+    group.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")
     group.add_argument("--revision", help="commit or branch on the hub")
     group.add_argument("--local-files-only", action="store_true", help="never go to the network")
-    group.add_argument(
-        "--vision", choices=("auto", "mlx"), default="auto", help="what runs the vision encoder"
-    )
+    group.add_argument("--vision", choices=("auto", "mlx"), default="auto", help="what runs the vision encoder")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="decoder and projector")
     group.add_argument("--vision-dtype", choices=("float32", "bfloat16"), help="vision encoder")
     group.add_argument("--quantize", type=int, metavar="BITS", help="quantise the decoder after loading")
@@ -85,9 +76,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-p", type=float, default=0.0)
     group.add_argument("--repetition-penalty", type=float)
     group.add_argument("--seed", type=int)
-    group.add_argument(
-        "--stop", action="append", default=[], help="string that ends the answer; may be repeated"
-    )
+    group.add_argument("--stop", action="append", default=[], help="string that ends the answer; may be repeated")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,6 +115,9 @@ def _options(args: argparse.Namespace) -> OptionArgs:
 def _images(names: Sequence[str]) -> list[ImageInput]:
     if names.count("-") > 1:
         raise InputError("--image - reads stdin to its end, so it can be given once only")
+    for name in names:  # before a model is downloaded or loaded for nothing
+        if name != "-" and not Path(name).expanduser().exists():
+            raise ImageError(f"image {name} doesn't exist; check the path")
     return [sys.stdin.buffer.read() if name == "-" else name for name in names]
 
 
@@ -155,8 +147,10 @@ def _show(text: str) -> None:
 
 def _chat(args: argparse.Namespace) -> None:
     from fastvlm_mlx.answer import last_result
+    from fastvlm_mlx.types import GenerationOptions
 
     options = _options(args)
+    GenerationOptions(**options)  # before a model is loaded for nothing
     chat = _load(args).chat(_images(args.image), system=args.system, aspect=args.aspect)
     while True:
         try:

@@ -20,9 +20,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_debug(parser: argparse.ArgumentParser, default: bool | str = argparse.SUPPRESS) -> None:
     """Add `--debug`; a sub-command leaves the default to its parent, so that it works in either place."""
-    parser.add_argument(
-        "--debug", action="store_true", default=default, help="show the traceback of an error"
-    )
+    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
 
 
 def run(
@@ -44,7 +42,7 @@ def run(
     except BrokenPipeError:  # the reader, such as `head`, has gone; nothing is left to say to it
         sys.stderr.close()
         return EXIT_FAILED
-    except (FastVLMError, OSError, RuntimeError, ValueError, MemoryError) as exc:
+    except Exception as exc:  # whatever it is: one line, and the exit code; --debug has the rest
         if args.debug:
             raise
         known = isinstance(exc, FastVLMError)

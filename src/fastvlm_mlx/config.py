@@ -45,8 +45,7 @@ class VisionConfig:
         """Raise ConfigError for a shape that FastViTHD can't have."""
         if len(self.layers) != 5 or len(self.embed_dims) != 5 or min(*self.layers, *self.embed_dims) < 1:
             raise ConfigError(
-                "vision needs 5 positive layers and 5 positive embed_dims, "
-                f"got {self.layers} and {self.embed_dims}"
+                f"vision needs 5 positive layers and 5 positive embed_dims, got {self.layers} and {self.embed_dims}"
             )
         if any(b != 2 * a for a, b in zip(self.embed_dims, self.embed_dims[1:], strict=False)):
             raise ConfigError(f"vision.embed_dims must double from stage to stage, got {self.embed_dims}")
@@ -56,9 +55,7 @@ class VisionConfig:
                 f"got {self.embed_dims[3:]}"
             )
         if self.image_size < DOWNSAMPLING or self.image_size % DOWNSAMPLING:
-            raise ConfigError(
-                f"vision.image_size must be a multiple of {DOWNSAMPLING}, got {self.image_size}"
-            )
+            raise ConfigError(f"vision.image_size must be a multiple of {DOWNSAMPLING}, got {self.image_size}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +85,9 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a shape that attention can't have."""
+        sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.type == "int"}
+        if small := [f"{name} {size}" for name, size in sizes.items() if size < 1]:
+            raise ConfigError(f"decoder sizes must be at least 1, got {', '.join(small)}")
         if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"decoder heads don't divide: hidden_size {self.hidden_size}, "
@@ -149,6 +149,8 @@ class ModelConfig:
                 f"{path.parent} is not a fastvlm-mlx bundle (its config.json has no format_version); "
                 f"convert it first: fastvlm-convert {path.parent}"
             )
+        if version < 1:
+            raise BundleError(f"{path} has bundle format {version}, which never was; convert the model again")
         if version > FORMAT_VERSION:
             raise BundleError(
                 f"{path.parent} has bundle format {version}, this version reads up to {FORMAT_VERSION}; "
@@ -167,14 +169,10 @@ def from_dict(cls: type[_T], data: object, where: str) -> _T:
         raise ConfigError(f"{where}: expected an object, found {type(data).__name__}")
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - set(known))
-    missing = [
-        n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING
-    ]
+    missing = [n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING]
     if unknown or missing:
         parts = [
-            f"{label} {', '.join(names)}"
-            for label, names in (("unknown", unknown), ("missing", missing))
-            if names
+            f"{label} {', '.join(names)}" for label, names in (("unknown", unknown), ("missing", missing)) if names
         ]
         raise ConfigError(f"{where}: keys {'; '.join(parts)}")
     hints = get_type_hints(cls)

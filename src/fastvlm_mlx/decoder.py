@@ -98,7 +98,5 @@ FAMILIES = {"qwen2": _qwen2}
 def build_network(config: DecoderConfig) -> nn.Module:
     """mlx-lm's model of a family, with weights still to be loaded (MLX makes none of them before)."""
     if config.model_type not in FAMILIES:
-        raise ConfigError(
-            f"decoder.model_type is {config.model_type!r}; this version knows {', '.join(FAMILIES)}"
-        )
+        raise ConfigError(f"decoder.model_type is {config.model_type!r}; this version knows {', '.join(FAMILIES)}")
     return FAMILIES[config.model_type](config)

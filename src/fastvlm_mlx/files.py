@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastvlm_mlx.errors import DiskSpaceError
+from fastvlm_mlx.errors import DiskSpaceError, InputError
 
 CHUNK_BYTES = 8 << 20
 
@@ -74,14 +76,19 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     `target` is the old folder or the new one, or it is missing while the old one waits as
     `.NAME.previous`, which the next call puts back. Leftovers of killed runs are removed.
 
+    A link as `target` stays; what it points to is replaced.
+
     Raises:
-        DiskSpaceError: the disk was full.
+        DiskSpaceError: the disk was full. InputError: there is no right to write there.
     """
-    target = target.absolute()
+    target = target.resolve()
     previous = target.with_name(f".{target.name}.previous")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    recover_folder(target)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-{os.getpid()}-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        recover_folder(target)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_marker(target)}{os.getpid()}-", dir=target.parent))
+    except (PermissionError, FileExistsError, NotADirectoryError) as exc:
+        raise InputError(f"can't write to {target.parent}: {exc.strerror}; choose another place with -o") from exc
     temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private; the bundle is an ordinary folder
     try:
         yield temporary
@@ -107,11 +114,15 @@ def recover_folder(target: Path) -> None:
             shutil.rmtree(previous)
         else:
             previous.rename(target)
-    marker = f".{target.name}.partial-"
-    for leftover in target.parent.glob(f"{marker}*"):
-        owner = leftover.name.removeprefix(marker).partition("-")[0]
+    for leftover in target.parent.glob(f"{glob.escape(_marker(target))}*"):
+        owner = leftover.name.removeprefix(_marker(target)).partition("-")[0]
         if not (owner.isdigit() and _is_running(int(owner))):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _marker(target: Path) -> str:
+    """How half-written folders beside a target begin; process ids mean something on their own machine only."""
+    return f".{target.name}.partial-{platform.node() or 'local'}-"
 
 
 def _is_running(pid: int) -> bool:

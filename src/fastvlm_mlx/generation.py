@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import generate_step, wired_limit
+from mlx_lm.generate import generate_step, generation_stream, wired_limit
 from mlx_lm.models.cache import KVCache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
@@ -19,9 +20,14 @@ Processor = Callable[[mx.array, mx.array], mx.array]
 Sampler = Callable[[mx.array], mx.array]
 
 
-def resident(decoder: Decoder) -> AbstractContextManager[None]:
+@contextmanager
+def resident(decoder: Decoder) -> Iterator[None]:
     """Keep a model that nearly fills a Mac's memory from being paged out while it generates; else a no-op."""
-    return cast("AbstractContextManager[None]", wired_limit(decoder.network))
+    with ExitStack() as stack:
+        with redirect_stdout(sys.stderr):  # where mlx-lm prints its warning; stdout is for answers
+            # The step after the last token may still be running on mlx-lm's stream when the answer ends.
+            stack.enter_context(wired_limit(decoder.network, [cast(mx.Stream, generation_stream)]))
+        yield
 
 
 def generate_tokens(

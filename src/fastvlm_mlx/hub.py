@@ -49,7 +49,8 @@ def resolve(
     Args:
         model: None for the embedded default; the folder of a bundle; a name of the zoo; or "org/name" on the
             Hugging Face hub, whether that repository holds a bundle or a published checkpoint.
-        revision: commit, branch or tag on the hub; default what the zoo says, else "main".
+        revision: commit, branch or tag on the hub, asked for anew each time; default the commit that was
+            downloaded first, which a later move of the branch doesn't change.
         local_files_only: never go to the network.
 
     Returns:
@@ -73,10 +74,16 @@ def resolve(
     repo = entry.repo if entry and entry.repo else str(model)
     if not REPOSITORY.fullmatch(repo):
         raise BundleError(f"no model is called {repo!r}; {_expected()}")
-    revision = revision or (entry.revision if entry else None) or _DEFAULT_REVISION
+    wanted = revision or (entry.revision if entry else None) or _DEFAULT_REVISION
     if local_files_only or is_offline():
-        return _from_cache(repo, revision)
-    return _from_hub(repo, revision, entry)
+        return _from_cache(repo, wanted)
+    if revision is None and (pinned := cache.read_record(repo).revisions.get(wanted)):
+        # Pinned to the commit of the first download: the same weights tomorrow, and no question to the hub.
+        try:
+            return _from_cache(repo, wanted)
+        except HubError:
+            wanted = pinned  # deleted since; that commit again
+    return _from_hub(repo, wanted, entry)
 
 
 def list_models() -> list[ModelInfo]:
@@ -90,9 +97,7 @@ def list_models() -> list[ModelInfo]:
         revision = next(reversed(record.revisions), _DEFAULT_REVISION)
         where, path = _locate(repo, revision)
         if path:
-            models.append(
-                ModelInfo(repo, repo, revision, "", record.licence, where, path, _folder_bytes(path), None)
-            )
+            models.append(ModelInfo(repo, repo, revision, "", record.licence, where, path, _folder_bytes(path), None))
     return models
 
 
@@ -164,9 +169,7 @@ def _from_cache(repo: str, revision: str) -> Path:
     # All but the converted bundle may have been deleted to save space.
     if revision == _DEFAULT_REVISION and (folder := cache.newest_converted(repo)):
         return folder
-    raise HubError(
-        f"{repo} ({revision}) isn't, or not completely, on this disk; load it once with the network"
-    )
+    raise HubError(f"{repo} ({revision}) isn't, or not completely, on this disk; load it once with the network")
 
 
 def _from_hub(repo: str, revision: str, entry: fastvlm_zoo.Entry | None) -> Path:
@@ -206,6 +209,8 @@ def _as_bundle(repo: str, snapshot: Path) -> Path:
     # -P: no file of the current folder may stand in for a module. stdout is for answers.
     command = [sys.executable, "-P", "-m", "fastvlm_convert", str(snapshot), "-o", str(target)]
     command += ["--source-id", repo, "--revision", commit]
+    if licence := cache.read_record(repo).licence:
+        command += ["--licence", licence]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
     except OSError as exc:

@@ -122,4 +122,6 @@ def _explain(exc: Exception, repo: str, revision: str) -> HubError:
     reason = str(exc).partition("\n")[0] or type(exc).__name__
     if isinstance(exc, OSError) and exc.errno and not isinstance(exc, ConnectionError | TimeoutError):
         return HubError(f"can't store {repo}: {reason}")
-    return UnreachableError(f"can't reach the Hugging Face hub for {repo} ({reason}); check the network")
+    return UnreachableError(
+        f"can't reach the Hugging Face hub for {repo} ({reason}); check the network, or the path if a folder was meant"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, cast
 
@@ -22,8 +23,10 @@ from fastvlm_mlx.types import ASPECTS
 if TYPE_CHECKING:
     from fastvlm_mlx.types import ImageInput, ImageInputs
 
+MAX_PIXELS = 500_000_000  # the official code's limit; Pillow's own refuses 200-megapixel phones
 MAX_SIDE = 65_536  # pixels; pictures of one row and a million columns have no use and cost gigabytes
 _BAND_ROWS = 512  # rows of the padded square that exist at a time
+_OPENING = threading.Lock()
 _BICUBIC = Image.Resampling.BICUBIC
 
 
@@ -42,16 +45,21 @@ def preprocess(image: ImageInput, resolution: int = 1024, aspect: str = "pad") -
         (S, S, 3) uint8, RGB, row-major.
 
     Raises:
-        ImageError: missing, unreadable, no image, or larger than 65,536 px a side or Pillow's pixel limit.
+        ImageError: missing, unreadable, no image, above 65,536 px a side or 500 megapixels.
         ResolutionError: not a multiple of 64.
         InputError: unknown aspect.
     """
-    check_side(resolution)
-    if aspect not in ASPECTS:
-        raise InputError(f"aspect must be one of {', '.join(ASPECTS)}, got {aspect!r}")
+    check_view(resolution, aspect)
     picture = open_image(image)
     shape = {"pad": _pad, "crop": _crop, "stretch": _stretch}[aspect]
     return np.asarray(shape(picture, resolution))
+
+
+def check_view(resolution: int, aspect: str) -> None:
+    """Raise ResolutionError or InputError unless images can be brought to this size in this way."""
+    check_side(resolution)
+    if aspect not in ASPECTS:
+        raise InputError(f"aspect must be one of {', '.join(ASPECTS)}, got {aspect!r}")
 
 
 def image_list(images: ImageInputs) -> list[ImageInput]:
@@ -68,11 +76,11 @@ def open_image(image: ImageInput) -> Image.Image:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, Image.Image):
-        return _to_rgb(image, "the image")
+        return _decode(image, "the image")
     if isinstance(image, bytes | bytearray | memoryview):
         return _decode(io.BytesIO(image), f"the image ({len(image)} bytes)")
     if isinstance(image, str | os.PathLike):
-        return _decode(os.fspath(image), f"image {os.fspath(image)}")
+        return _decode(_file_of(os.fspath(image)), f"image {os.fspath(image)}")
     if hasattr(image, "read"):
         return _decode(image, "the image file object")
     raise ImageError(
@@ -88,9 +96,27 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _decode(source: str | bytes | IO[bytes], name: str) -> Image.Image:
+def _file_of(name: str) -> str:
+    if "://" in name:
+        raise ImageError(f"{name} is an address; download the image first and give the file")
+    return os.path.expanduser(name)  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
+
+
+def _open(source: str | IO[bytes]) -> Image.Image:
+    """Image.open without Pillow's limit on pixels, which is checked here by another."""
+    with _OPENING:
+        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(source)
+        finally:
+            Image.MAX_IMAGE_PIXELS = theirs
+
+
+def _decode(source: str | IO[bytes] | Image.Image, name: str) -> Image.Image:
     try:
-        with Image.open(source) as picture:
+        if isinstance(source, Image.Image):
+            return _to_rgb(source, name)
+        with _open(source) as picture:
             return _to_rgb(picture, name)
     except FileNotFoundError as exc:
         raise ImageError(f"{name} doesn't exist; check the path") from exc
@@ -98,17 +124,16 @@ def _decode(source: str | bytes | IO[bytes], name: str) -> Image.Image:
         raise ImageError(f"{name} is a folder; give a file") from exc
     except UnidentifiedImageError as exc:
         raise ImageError(f"{name} is empty or no image that Pillow reads") from exc
-    except Image.DecompressionBombError as exc:
-        raise ImageError(
-            f"{name} is too large ({exc}); scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from exc
     except (OSError, SyntaxError, ValueError) as exc:  # Pillow's decoders raise all three on damaged files
         raise ImageError(f"{name} can't be decoded ({exc}); it may be truncated or damaged") from exc
 
 
 def _check_size(width: int, height: int, name: str) -> None:
-    if max(width, height) > MAX_SIDE:
-        raise ImageError(f"{name} is {width} x {height} px; the limit is {MAX_SIDE} px a side; scale it down")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name} is too large, {width} x {height} px; the limit is {MAX_SIDE} px a side and "
+            f"{MAX_PIXELS // 10**6} megapixels; scale it down"
+        )
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
@@ -118,9 +143,7 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     if picture.mode.startswith("I"):
         return _from_deep_gray(picture, name)
     if picture.mode == "F":
-        raise ImageError(
-            f"{name} holds floating-point gray without a defined range; convert it to 8 or 16 bits"
-        )
+        raise ImageError(f"{name} holds floating-point gray without a defined range; convert it to 8 or 16 bits")
     if picture.has_transparency_data:
         # Compositing shows what a viewer shows; dropping alpha would bring up the colours hidden under it.
         picture = picture.convert("RGBA")

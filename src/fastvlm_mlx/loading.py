@@ -43,7 +43,7 @@ def load(
             model was trained at. Each call may choose another.
         quantize: 2, 3, 4, 5, 6 or 8: quantise the decoder to that many bits after loading.
         dtype: "float32", "bfloat16" or "float16" for decoder and projector; default as stored on a GPU and
-            float32 on a CPU, whose other matmuls are twenty times slower. On a CPU quantised matrices are
+            float32 on a CPU, whose other matmuls are many times slower. On a CPU quantised matrices are
             unpacked too, for the same reason: their values stay the quantised ones.
         vision_dtype: "float32" or "bfloat16" for FastViTHD (float16 would overflow); default bfloat16 on a
             GPU, float32 on a CPU.
@@ -57,9 +57,9 @@ def load(
     if vision not in ("auto", "mlx"):
         raise InputError(f"vision must be auto or mlx, got {vision!r}")
     if quantize is not None and quantize not in QUANTIZED_BITS:
-        raise InputError(
-            f"quantize must be one of {', '.join(map(str, QUANTIZED_BITS))} or None, got {quantize!r}"
-        )
+        raise InputError(f"quantize must be one of {', '.join(map(str, QUANTIZED_BITS))} or None, got {quantize!r}")
+    if resolution is not None:
+        check_side(resolution)
     prepare_cpu()
     bundle = Bundle.open(hub.resolve(model, revision=revision, local_files_only=local_files_only))
     return assemble(bundle, vision, resolution, quantize, dtype, vision_dtype)
@@ -135,8 +135,7 @@ def _load_language(
     if quantize:
         if config.quantization:
             raise InputError(
-                f"{bundle.path} is quantised already ({config.quantization.bits} bits); "
-                "load it with quantize=None"
+                f"{bundle.path} is quantised already ({config.quantization.bits} bits); load it with quantize=None"
             )
         nn.quantize(network, group_size=_QUANTIZE_GROUP, bits=quantize, class_predicate=_divides)
     for module in (projector, network):

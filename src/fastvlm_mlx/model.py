@@ -14,7 +14,7 @@ from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig
 from fastvlm_mlx.decoder import Decoder
 from fastvlm_mlx.errors import EncoderError, PromptError
 from fastvlm_mlx.generation import generate_tokens, resident
-from fastvlm_mlx.image import image_list, preprocess
+from fastvlm_mlx.image import check_view, image_list, preprocess
 from fastvlm_mlx.prefill import embed, prefill
 from fastvlm_mlx.projector import MLPProjector
 from fastvlm_mlx.prompt import Span, TextSpan, Turn
@@ -95,17 +95,15 @@ class FastVLM:
 
         Arguments and errors as `encode_image`; the stages' times are added to `clock`.
         """
-        """Preprocess and encode images, one after another so that memory doesn't grow with their number."""
+        side, aspect = self._view(resolution, aspect)
         if not images:
             return []
         encoder = self._encoder
         if encoder is None:
             raise EncoderError(
-                "this bundle has no vision weights for MLX (Apple's MLX exports hold them only as a "
-                "Core ML package); "
-                "convert the PyTorch checkpoint to ask about images"
+                "this bundle has no vision weights for MLX (Apple's MLX exports hold them only as a Core ML "
+                "package); convert the PyTorch checkpoint to ask about images"
             )
-        side, aspect = self._side(resolution), aspect or self.config.aspect
         pixels = [preprocess(image, side, aspect) for image in images]
         clock.preprocess = clock.watch.lap()
         return [self._features(encoder, array, clock) for array in pixels]
@@ -157,13 +155,13 @@ class FastVLM:
         Arguments and errors are those of `generate`; errors come when the first piece is asked for.
         """
         chosen = GenerationOptions(**options)
-        mx.reset_peak_memory()
+        clock = self.start_clock()
         images = image_list(image)
-        clock = Clock()
-        tokens = [(self._side(resolution) // DOWNSAMPLING) ** 2] * len(images)
+        side, aspect = self._view(resolution, aspect)
+        tokens = [(side // DOWNSAMPLING) ** 2] * len(images)
         spans = self._spans(prompt, tokens, system)
         clock.tokenize = clock.watch.lap()
-        features = self.encode_images(images, resolution, aspect, clock)
+        features = self.encode_images(images, side, aspect, clock)
         yield from self.answer(spans, [f.embeddings for f in features], chosen, clock)
 
     def chat(
@@ -207,9 +205,7 @@ class FastVLM:
             most = min(options.max_tokens, room)
             ids = generate_tokens(self.decoder, logits, cache, text_ids, options, most)
             stops = set() if options.ignore_eos else self._stop_ids
-            yield from read_answer(
-                ids, self.tokenizer, stops, options.stop, prompts.count(spans), clock, self.device
-            )
+            yield from read_answer(ids, self.tokenizer, stops, options.stop, prompts.count(spans), clock, self.device)
 
     def tokenize(self, turns: Sequence[Turn]) -> list[int]:
         """Ids of a conversation in ChatML, -200 for each `<image>` of the user's turns.
@@ -230,14 +226,25 @@ class FastVLM:
         prompts.check_context(spans, self.config.context_length)
         return spans
 
-    def _side(self, resolution: int | None) -> int:
-        return self.resolution if resolution is None else resolution
+    @staticmethod
+    def start_clock() -> Clock:
+        """Start the measurements of an answer: time, and the peak of memory."""
+        mx.reset_peak_memory()
+        return Clock()
+
+    def _view(self, resolution: int | None, aspect: str | None) -> tuple[int, str]:
+        """Side and aspect of a call, checked; the model's own where none is given."""
+        view = (self.resolution if resolution is None else resolution, aspect or self.config.aspect)
+        check_view(*view)
+        return view
 
     def _spans(self, prompt: Prompt, image_tokens: Sequence[int], system: str | None) -> tuple[Span, ...]:
         """The prompt's positions, checked before anything is computed."""
         if isinstance(prompt, str):
-            prompt = self.tokenize(prompts.ask(prompt, len(image_tokens), system))
-        return self.expand(prompt, image_tokens)
+            return self.expand(self.tokenize(prompts.ask(prompt, len(image_tokens), system)), image_tokens)
+        if prompt is None or isinstance(prompt, bytes):
+            raise PromptError(f"a prompt is a text or a list of token ids, got {type(prompt).__name__}")
+        return self.expand([int(token) for token in prompt], image_tokens)
 
     def _features(self, encoder: Encoder, pixels: np.ndarray, clock: Clock) -> ImageFeatures:
         """(H, W, 3) uint8 -> features and embeddings, each evaluated so that its time is its own."""

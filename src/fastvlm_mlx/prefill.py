@@ -31,9 +31,7 @@ def embed(decoder: Decoder, spans: Sequence[Span], images: Sequence[mx.array]) -
     return mx.concatenate(parts)[None]
 
 
-def prefill(
-    decoder: Decoder, embeddings: mx.array, cache: list[KVCache], step_size: int = STEP_SIZE
-) -> mx.array:
+def prefill(decoder: Decoder, embeddings: mx.array, cache: list[KVCache], step_size: int = STEP_SIZE) -> mx.array:
     """Run the decoder over a prompt; the head sees the last row only.
 
     Args:

@@ -22,5 +22,5 @@ class MLPProjector(nn.Module):
             self.image_newline = mx.zeros((config.hidden_dim,))
 
     def __call__(self, features: mx.array) -> mx.array:
-        """(..., C) -> (..., hidden), in the dtype of the weights."""
+        """(..., C) -> (..., hidden)."""
         return self.linear_2(nn.gelu(self.linear_1(features)))

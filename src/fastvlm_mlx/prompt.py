@@ -143,9 +143,7 @@ def expand(ids: Sequence[int], image_tokens: Sequence[int], vocab_size: int) -> 
         raise PromptError("the prompt is empty; give a question or at least one token id")
     for token in ids:
         if token != IMAGE_TOKEN_ID and not 0 <= token < vocab_size:
-            raise PromptError(
-                f"token id {token} is out of range; expected 0 to {vocab_size - 1}, or {IMAGE_TOKEN_ID}"
-            )
+            raise PromptError(f"token id {token} is out of range; expected 0 to {vocab_size - 1}, or {IMAGE_TOKEN_ID}")
     spans: list[Span] = []
     run: list[int] = []
     image = 0

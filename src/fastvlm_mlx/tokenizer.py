@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import DecodeStream
 
-from fastvlm_mlx.errors import BundleError
+from fastvlm_mlx.errors import BundleError, PromptError
 
 
 class Tokenizer:
@@ -46,7 +46,15 @@ class Tokenizer:
         return {index for token in tokens if (index := self._backend.token_to_id(token)) is not None}
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: the spelling of a special token is text like any other."""
+        """Ids of plain text: the spelling of a special token is text like any other.
+
+        Raises:
+            PromptError: the text holds bytes that are no UTF-8.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as exc:  # a terminal passes such bytes on as lone surrogates
+            raise PromptError("the text isn't valid UTF-8; check the encoding of where it comes from") from exc
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:

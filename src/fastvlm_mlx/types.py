@@ -26,6 +26,17 @@ ASPECTS: tuple[str, ...] = get_args(Aspect)
 IMAGE_TOKEN_ID = -200  # LLaVA's sentinel for "an image stands here" in a list of ids; never in a vocabulary
 
 
+_OPTION_KINDS: dict[str, type | tuple[type, ...]] = {
+    "max_tokens": int,
+    "top_k": int,
+    "seed": int,
+    "temperature": (int, float),
+    "top_p": (int, float),
+    "min_p": (int, float),
+    "repetition_penalty": (int, float),
+}
+
+
 class OptionArgs(TypedDict, total=False):
     """The keyword arguments of `generate`, `stream` and `Chat.ask`; meaning as in GenerationOptions."""
 
@@ -68,7 +79,12 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value out of range."""
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stop)
+        for name, kind in _OPTION_KINDS.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise InputError(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value!r}")
         checks = {
             "max_tokens": (self.max_tokens >= 1, "at least 1"),
             "temperature": (self.temperature >= 0, "0 (greedy) or more"),
@@ -76,7 +92,8 @@ class GenerationOptions:
             "top_k": (self.top_k >= 0, "0 (off) or more"),
             "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
             "repetition_penalty": (self.repetition_penalty is None or self.repetition_penalty > 0, "above 0"),
-            "stop": (all(self.stop), "made of non-empty strings"),
+            "seed": (self.seed is None or 0 <= self.seed < 2**64, "in [0, 2^64)"),
+            "stop": (all(isinstance(s, str) and s for s in stop), "made of non-empty strings"),
         }
         for name, (fine, expected) in checks.items():
             if not fine:

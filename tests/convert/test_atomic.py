@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SLOW = """
 import sys, time, pathlib, os
 sys.path[:0] = {paths!r}
-from fastvlm_convert import mlx_weights, pipeline
+from fastvlm_convert import mlx_weights, pipeline, records
 def slow(function, seconds):
     def call(*args, **named):
         time.sleep(seconds)
@@ -31,7 +32,7 @@ def slow(function, seconds):
     return call
 mlx_weights.raw_bytes = slow(mlx_weights.raw_bytes, 0.002)
 pathlib.Path.rename = slow(pathlib.Path.rename, 0.15)
-pipeline.sha256 = slow(pipeline.sha256, 0.02)
+records.sha256 = slow(records.sha256, 0.02)
 print("ready", flush=True)
 pipeline.convert(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), pipeline.Options(dtype=sys.argv[3]))
 """
@@ -87,13 +88,25 @@ def test_between_the_two_renames(checkpoint, tmp_path, monkeypatch):
 
 
 def test_another_running_conversion_is_left_alone(tmp_path):
-    own = tmp_path / f".bundle.partial-{os.getpid()}-abc"
-    dead = tmp_path / ".bundle.partial-999999999-abc"
-    own.mkdir()
-    dead.mkdir()
+    own, dead, elsewhere = (
+        tmp_path / f".bundle.partial-{name}-abc"
+        for name in (f"{platform.node()}-{os.getpid()}", f"{platform.node()}-999999999", "other-host-999999999")
+    )
+    for folder in (own, dead, elsewhere):
+        folder.mkdir()
     files.recover_folder(tmp_path / "bundle")
-    assert own.exists()
-    assert not dead.exists()
+    assert (own.exists(), dead.exists(), elsewhere.exists()) == (True, False, True)
+
+
+def test_a_link_as_the_target_stays(checkpoint, tmp_path):
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real" / "bundle")  # dangling at first
+    for dtype in ("float32", "float16"):
+        convert(checkpoint("tiny"), link, Options(dtype=dtype))
+        assert link.is_symlink()
+        assert dtype_of(tmp_path / "real" / "bundle") == dtype
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "real"]
 
 
 def test_a_second_run_finds_the_bundle(checkpoint, tmp_path):
@@ -121,7 +134,7 @@ def test_what_has_changed_is_made_again(checkpoint, tmp_path, reason, monkeypatc
         data[-1] ^= 1
         (target / "decoder.safetensors").write_bytes(data)
     else:
-        monkeypatch.setattr("fastvlm_convert.pipeline.__version__", "99")
+        monkeypatch.setattr("fastvlm_convert.records.__version__", "99")
     assert not convert(source, target, options).up_to_date
     Bundle.open(target)
 
@@ -159,6 +172,14 @@ def test_licence_and_change_record(checkpoint, tmp_path):
     manifest = Bundle.open(target).manifest
     assert manifest.licence == "apple-amlr"
     assert {"LICENSE_MODEL", "NOTICE"} <= set(manifest.files)
+
+
+def test_terms_that_only_the_page_of_the_source_names(checkpoint, tmp_path):
+    """A repository may say apple-amlr and ship no LICENSE file: the notice is written all the same."""
+    target = convert(checkpoint("tiny"), tmp_path / "bundle", source_id="apple/FastVLM-0.5B", licence="apple-amlr").path
+    assert (target / "NOTICE").read_text().startswith("Apple Machine Learning Research Model is licensed under")
+    assert Bundle.open(target).manifest.licence == "apple-amlr"
+    assert convert(checkpoint("tiny"), target, source_id="apple/FastVLM-0.5B", licence="apple-amlr").up_to_date
 
 
 def test_an_empty_folder_may_be_the_target(checkpoint, tmp_path):

@@ -53,8 +53,10 @@ def test_a_warning_about_the_head(checkpoint, tmp_path, capsys):
     [
         (["nowhere"], "no checkpoint folder at nowhere"),
         (["CKPT", "--q-bits", "7"], "--q-bits must be one of 2, 3, 4, 5, 6, 8, got 7"),
+        (["CKPT", "--q-bits", "0"], "--q-bits must be one of 2, 3, 4, 5, 6, 8, got 0"),
         (["CKPT", "--quantize-vision"], "needs -q"),
-        (["CKPT", "-o", "CKPT"], "is the checkpoint itself"),
+        (["CKPT", "-o", "CKPT"], "is or holds the checkpoint itself"),
+        (["CKPT", "--upload-repo", "no slash"], "is no repository name; give ORG/NAME"),
     ],
 )
 def test_errors_are_one_line_and_exit_2(checkpoint, capsys, argv, message):
@@ -64,6 +66,31 @@ def test_errors_are_one_line_and_exit_2(checkpoint, capsys, argv, message):
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("fastvlm-convert: error: ")
     assert message in err
+
+
+def test_a_bar_per_stage(monkeypatch):
+    """What `fastvlm-convert` does with the counts: a bar for each stage, moved by its bytes."""
+    import tqdm
+
+    from fastvlm_convert.cli import ProgressBars
+
+    made: list[tuple[str, int, list[int]]] = []
+
+    class Bar:
+        def __init__(self, total, desc, **_):
+            made.append((desc, total, []))
+
+        def update(self, done):
+            made[-1][2].append(done)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    with ProgressBars() as bars:
+        for stage, done, total in (("checking", 1, 3), ("checking", 2, 3), ("writing", 5, 5)):
+            bars(stage, done, total)
+    assert made == [("checking", 3, [1, 2]), ("writing", 5, [5])]
 
 
 def test_progress_bars_count_every_byte(checkpoint, tmp_path):

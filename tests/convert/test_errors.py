@@ -57,10 +57,7 @@ def test_all_wrong_tensors_are_listed_at_once(source, tmp_path):
 
     change_weights(source, change)
     text = refuse(source, tmp_path, WeightsError, "doesn't fit its config")
-    assert (
-        "missing (2): model.norm.weight, model.vision_tower.vision_tower.model.conv_exp.se.reduce.bias"
-        in text
-    )
+    assert "missing (2): model.norm.weight, model.vision_tower.vision_tower.model.conv_exp.se.reduce.bias" in text
     assert "unexpected (2): model.layers.9.mlp.up_proj.weight, something.else" in text
     assert "wrong shape (1): model.mm_projector.0.bias (127,) instead of (128,)" in text
 
@@ -115,6 +112,8 @@ def test_a_bin_shard_that_runs_code_is_refused(checkpoint, tmp_path):
         ({"mm_hidden_size": 3072}, r"mm_hidden_size is 3072, FastViTHD of .* gives 512"),
         ({"num_attention_heads": 3}, "heads don't divide"),
         ({"hidden_size": "big"}, "another type than published"),
+        ({"num_attention_heads": 0}, "a size is 0|at least 1"),
+        ({"num_hidden_layers": 0}, "at least 1, got num_hidden_layers 0"),
     ],
 )
 def test_configs(source, tmp_path, changes, message):
@@ -169,12 +168,48 @@ def test_what_stands_in_the_way_is_not_replaced(source, tmp_path):
     target = tmp_path / "precious"
     target.mkdir()
     (target / "thesis.txt").write_text("years of work")
+    (target / "manifest.json").write_text('{"name": "a web app"}')
     with pytest.raises(InputError, match="exists and is no bundle"):
         convert(source, target)
-    with pytest.raises(InputError, match="is the checkpoint itself"):
-        convert(source, source)
+    for place in (source, source.parent):
+        with pytest.raises(InputError, match="is or holds the checkpoint itself"):
+            convert(source, place)
     assert (target / "thesis.txt").read_text() == "years of work"
     assert (source / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("change", [{"eos_token_id": "im_end"}, {"hidden_size": 128.0}, {"num_hidden_layers": "2"}])
+def test_values_of_another_type_are_found_now(source, tmp_path, change):
+    """Not by the user who loads the bundle."""
+    change_config(source, **change)
+    refuse(source, tmp_path, FastVLMError, "another type|expected int")
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": ["a"]}', '{"weight_map": {"a": 3}}', "{}"])
+def test_a_damaged_index(source, tmp_path, index):
+    (source / "model.safetensors.index.json").write_text(index)
+    refuse(source, tmp_path, CheckpointError, "has no weight_map of names")
+
+
+@pytest.mark.parametrize("content", ["nested", "list", "int32"])
+def test_bin_files_of_another_kind(checkpoint, tmp_path, content):
+    torch = pytest.importorskip("torch", reason="the convert extra isn't installed")
+    source = to_bin_shards(checkpoint("tiny"), tmp_path / "bin", 10_000_000)
+    zeros = torch.zeros(2)
+    saved = {"nested": {"model": {"a": zeros}}, "list": [zeros], "int32": {"a": zeros.to(torch.int32)}}[content]
+    torch.save(saved, next(source.glob("*.bin")))
+    refuse(source, tmp_path, CheckpointError, "should hold a dictionary of tensors|tensors of type torch.int32")
+
+
+def test_a_target_without_the_right_to_write(source, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"can't write to .*choose another place with -o"):
+        convert(source, tmp_path / "file" / "bundle")
+
+
+def test_anyres_is_warned_about(checkpoint, tmp_path):
+    warnings = convert(checkpoint("tiny-newline"), tmp_path / "bundle").warnings
+    assert any("AnyRes" in warning and "padded instead" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize(

@@ -58,10 +58,7 @@ def test_a_converted_model_goes_up_and_comes_back(server, author, licensed, tmp_
     command = ("-m", "fastvlm_convert", str(licensed), "-o", str(out), "--upload-repo", "me/model")
     done = author.run(*command, "--source-id", "apple/FastVLM-0.5B")
     commits = list(server.repositories["me/model"].commits.values())
-    assert (
-        f"uploaded {server.url}/me/model/commit/{list(server.repositories['me/model'].commits)[-1]}"
-        in done.stdout
-    )
+    assert f"uploaded {server.url}/me/model/commit/{list(server.repositories['me/model'].commits)[-1]}" in done.stdout
     assert set(commits[1]) == {".gitattributes", "README.md"}  # the terms are there before the weights
     local = {f.relative_to(out).as_posix(): f.read_bytes() for f in out.rglob("*") if f.is_file()}
     assert {"LICENSE", "NOTICE", "config.json", "manifest.json", "decoder.safetensors"} <= set(local)
@@ -96,9 +93,7 @@ def test_only_the_bundle_goes_up_and_only_once(server, author, bundle):
 def test_failures_are_one_sentence(server, author, bundle):
     folder = str(bundle("tiny"))
     answer, _ = Client(server, author.home).ask(UPLOAD, folder, "me/model")
-    assert answer.startswith(
-        "HubError: you may not write to me/model; log in with `hf auth login` and a token"
-    )
+    assert answer.startswith("HubError: you may not write to me/model; log in with `hf auth login` and a token")
     server.faults["PUT /large/"] = 400
     answer, _ = author.ask(UPLOAD, folder, "me/model")
     assert answer == "HubError: can't upload to me/model: the hub answers with status 400; try again later"

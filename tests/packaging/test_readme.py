@@ -59,9 +59,7 @@ def test_there_is_something_to_run():
 @pytest.mark.parametrize("line", commands())
 def test_commands(folder, line):
     environment = os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["sh", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["sh", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -87,7 +85,5 @@ def test_network_examples_parse():
 
 def test_make_targets():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(
-        re.findall(r"make ([a-z-]+)", TEXT + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
-    ):
+    for target in set(re.findall(r"make ([a-z-]+)", TEXT + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -113,18 +113,14 @@ def test_features_and_embeddings(ours: Callable[[str], FastVLM], theirs: Any, pr
 
 
 @pytest.mark.parametrize("kind", ["one image", "text"])
-def test_first_logits_and_greedy_ids(
-    ours: Callable[[str], FastVLM], theirs: Any, preset: str, kind: str
-) -> None:
+def test_first_logits_and_greedy_ids(ours: Callable[[str], FastVLM], theirs: Any, preset: str, kind: str) -> None:
     prompt = golden_prompt(preset, kind)
     expected = their_first_logits(prompt, theirs)
     assert relative_l2(first_logits(ours("llava"), prompt), expected) <= LOGIT_TOLERANCE
     assert greedy_ids(ours("llava"), prompt) == their_greedy_ids(prompt, theirs) == prompt.greedy_ids
 
 
-def test_two_images_are_spliced_wrongly_there(
-    ours: Callable[[str], FastVLM], theirs: Any, preset: str
-) -> None:
+def test_two_images_are_spliced_wrongly_there(ours: Callable[[str], FastVLM], theirs: Any, preset: str) -> None:
     """It splits the text at the images' places in the prompt, not in the text that is left without them."""
     prompt = golden_prompt(preset, "two images")
     assert relative_l2(first_logits(ours("llava"), prompt), prompt.first_logits) <= LOGIT_TOLERANCE

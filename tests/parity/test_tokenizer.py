@@ -103,10 +103,7 @@ def varied_strings() -> list[str]:
     """Written ones, and 400 mixed from the alphabets; the same in every run."""
     draw = random.Random(0)
     mixed = [
-        "".join(
-            "".join(draw.choices(draw.choice(ALPHABETS), k=draw.randint(1, 6)))
-            for _ in range(draw.randint(1, 12))
-        )
+        "".join("".join(draw.choices(draw.choice(ALPHABETS), k=draw.randint(1, 6))) for _ in range(draw.randint(1, 12)))
         for _ in range(400)
     ]
     return WRITTEN + mixed

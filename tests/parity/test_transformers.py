@@ -96,9 +96,7 @@ def test_greedy_ids(ours: Callable[[str], FastVLM], theirs: Any, prompt: GoldenP
 
 
 @pytest.mark.parametrize("layout", ["llava", "transformers", "mlx-vlm"])
-def test_every_layout_gives_the_same_ids(
-    ours: Callable[[str], FastVLM], layout: str, prompt: GoldenPrompt
-) -> None:
+def test_every_layout_gives_the_same_ids(ours: Callable[[str], FastVLM], layout: str, prompt: GoldenPrompt) -> None:
     assert greedy_ids(ours(layout), prompt) == prompt.greedy_ids
 
 

@@ -73,9 +73,7 @@ def test_unknown_families_are_named(copy):
 
 def test_a_newer_format(copy):
     edit_config(copy, format_version=99, future_key=True)
-    with pytest.raises(
-        BundleError, match=r"format 99, this version reads up to 1; upgrade with: pip install -U"
-    ):
+    with pytest.raises(BundleError, match=r"format 99, this version reads up to 1; upgrade with: pip install -U"):
         load(copy)
 
 
@@ -104,9 +102,7 @@ def test_unchanged_files_are_hashed_once(copy, monkeypatch):
     from fastvlm_mlx import bundle as module
 
     real = module.sha256
-    monkeypatch.setattr(
-        module, "sha256", lambda path, progress=None: hashed.append(path.name) or real(path, progress)
-    )
+    monkeypatch.setattr(module, "sha256", lambda path, progress=None: hashed.append(path.name) or real(path, progress))
     Bundle.open(copy)
     assert set(hashed) == {"config.json", "decoder.safetensors", "vision.safetensors"}
     hashed.clear()

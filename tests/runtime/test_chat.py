@@ -14,9 +14,7 @@ LENGTH = {"max_tokens": 10, "ignore_eos": True}
 
 def from_scratch(model, images, *turns):
     """The same conversation as one prompt of ids."""
-    ids = tokenize(
-        [Turn("system", "You are a helpful assistant."), *turns, Turn("assistant", None)], model.tokenizer
-    )
+    ids = tokenize([Turn("system", "You are a helpful assistant."), *turns, Turn("assistant", None)], model.tokenizer)
     return model.generate(images, ids, **LENGTH)
 
 

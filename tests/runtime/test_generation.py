@@ -34,9 +34,7 @@ def test_stop_ids_end_the_answer(model, monkeypatch):
 
 def test_all_known_stop_ids_are_heeded(default_model, model):
     """The config's, and the tokenizer's ends of turn and of text, whichever of them a config forgets."""
-    assert default_model._stop_ids >= {
-        default_model.tokenizer.special_id(t) for t in ("<|im_end|>", "<|endoftext|>")
-    }
+    assert default_model._stop_ids >= {default_model.tokenizer.special_id(t) for t in ("<|im_end|>", "<|endoftext|>")}
     assert set(model("tiny").config.eos_token_ids) <= model("tiny")._stop_ids
 
 
@@ -61,11 +59,7 @@ def test_streaming_is_generating(default_model):
 
 def test_a_tokenizer_limits_what_can_be_said(default_model):
     """Rows that pad the embedding beyond the tokenizer are never sampled, as in the official code."""
-    assert (
-        default_model.decoder.vocab_limit
-        == default_model.tokenizer.size
-        < default_model.config.decoder.vocab_size
-    )
+    assert default_model.decoder.vocab_limit == default_model.tokenizer.size < default_model.config.decoder.vocab_size
     options = {"temperature": 50.0, "max_tokens": 100, "ignore_eos": True, "seed": 0}
     result = default_model.generate(None, ASK, **options)
     assert max(result.token_ids) < default_model.tokenizer.size
@@ -182,6 +176,10 @@ def test_a_bundle_without_a_tokenizer_takes_ids_only(model):
         ({"min_p": 2.0}, "min_p must be in"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
         ({"stop": ["ok", ""]}, "stop must be made of non-empty strings"),
+        ({"max_tokens": 2.5}, "max_tokens must be a whole number, got 2.5"),
+        ({"top_k": 2.0}, "top_k must be a whole number"),
+        ({"seed": -1}, "seed must be in"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
     ],
 )
 def test_bad_options(default_model, options, message):

@@ -102,7 +102,8 @@ def test_checkpoint_on_the_hub(server, user, published):
 
     server.stop()
     assert user.resolve("org/model", local_files_only=True) == (path, "")
-    assert user.resolve("org/model") == (
+    assert user.resolve("org/model") == (path, "")  # pinned: the hub isn't asked
+    assert user.resolve("org/model", revision="main") == (
         path,
         "the hub can't be reached; using what was downloaded of org/model\n",
     )
@@ -136,12 +137,25 @@ def test_the_revision_asked_is_served(server, user, checkpoint, bundle):
     assert user.resolve("org/model", revision="v2", local_files_only=True)[0].startswith("HubError")
 
 
-def test_a_moved_branch_is_followed(server, user, bundle):
-    server.add("org/model", bundle("tiny"))
+def test_the_terms_come_before_the_download(server, user, published):
+    """Shown even where not one file of the model can be had."""
+    server.add("org/model", published, licence="apple-amlr")
+    server.faults["/resolve/"] = 503
+    answer, log = user.resolve("org/model")
+    assert answer.startswith("HubError")
+    assert server.downloads == []
+    assert log.count(APPLE_NOTICE) == 1
+
+
+def test_the_first_download_pins_the_commit(server, user, bundle):
+    """A branch that moves changes nothing, and isn't asked after, unless the revision is asked for."""
+    old = server.add("org/model", bundle("tiny"))
     user.resolve("org/model")
     new = server.add("org/model", bundle("tiny-untied"))
     server.forget()
-    assert Path(user.resolve("org/model")[0]).name == new
+    assert Path(user.resolve("org/model")[0]).name == old
+    assert server.requests == []
+    assert Path(user.resolve("org/model", revision="main")[0]).name == new
     assert "decoder.safetensors" in server.downloads
 
 
@@ -151,7 +165,8 @@ def test_zoo_names_lead_to_their_repository(server, user, bundle):
     paths, log = user.ask(RESOLVE, [(name, {}) for name in names])
     assert {Path(path).is_dir() for path in paths} == {True}
     assert len(set(paths)) == 1
-    assert server.requests.count("GET /api/models/apple/FastVLM-0.5B/revision/main") >= len(names)
+    assert "GET /api/models/apple/FastVLM-0.5B/revision/main" in server.requests
+    assert not any("fastvlm-0.5b" in request for request in server.requests)
     assert log.count(APPLE_NOTICE) == 1
 
 
@@ -187,10 +202,7 @@ def test_refusals_are_one_sentence(server, user, bundle, tmp_path):
 def test_no_answer_is_one_sentence(server, user, bundle):
     server.add("org/model", bundle("tiny"))
     answer, _ = user.resolve("org/model", local_files_only=True)
-    assert (
-        answer
-        == "HubError: org/model (main) isn't, or not completely, on this disk; load it once with the network"
-    )
+    assert answer == "HubError: org/model (main) isn't, or not completely, on this disk; load it once with the network"
     assert [request for request in server.requests if "agent" not in request] == []
     server.faults["/api/models/"] = 503
     answer, _ = user.resolve("org/model")
@@ -198,7 +210,7 @@ def test_no_answer_is_one_sentence(server, user, bundle):
     server.stop()
     answer, log = user.resolve("org/model")
     assert answer.startswith("HubError: can't reach the Hugging Face hub for org/model (")
-    assert answer.endswith("check the network")
+    assert answer.endswith("check the network, or the path if a folder was meant")
     assert (answer.count("\n"), log) == (0, "")
 
 

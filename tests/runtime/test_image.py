@@ -66,9 +66,7 @@ def test_hidden_colours_stay_hidden():
         assert (preprocess(data, 64) == 255).all()
 
 
-@pytest.mark.parametrize(
-    "size", [(700, 333), (333, 700), (1300, 64), (70, 1290), (129, 128), (1, 900), (513, 512)]
-)
+@pytest.mark.parametrize("size", [(700, 333), (333, 700), (1300, 64), (70, 1290), (129, 128), (1, 900), (513, 512)])
 def test_banded_padding_is_padding(size):
     """The two passes in bands against the square in one piece, as the official code makes it."""
     picture = gradient(*size)
@@ -89,9 +87,7 @@ def test_all_inputs_are_one_image(tmp_path):
         np.testing.assert_array_equal(preprocess(image, 64), right)
     with path.open("rb") as file:
         np.testing.assert_array_equal(preprocess(file, 64), right)
-    np.testing.assert_array_equal(
-        preprocess(np.asarray(picture)[::-1], 64), preprocess(picture.transpose(1), 64)
-    )
+    np.testing.assert_array_equal(preprocess(np.asarray(picture)[::-1], 64), preprocess(picture.transpose(1), 64))
 
 
 def test_exif_orientation_is_applied():
@@ -102,9 +98,7 @@ def test_exif_orientation_is_applied():
     picture.save(out, "png", exif=exif)
     upright = open_image(out.getvalue())
     assert upright.size == (40, 80)
-    np.testing.assert_array_equal(
-        np.asarray(upright), np.asarray(picture.transpose(Image.Transpose.ROTATE_270))
-    )
+    np.testing.assert_array_equal(np.asarray(upright), np.asarray(picture.transpose(Image.Transpose.ROTATE_270)))
 
 
 def test_16_bit_gray_is_scaled_not_clipped():
@@ -175,15 +169,34 @@ def huge_header(side: int) -> bytes:
         (np.zeros((64, 64), np.uint8), r"\(H, W, 3\) uint8"),
         (np.zeros((64, 64, 3), np.float32), r"\(H, W, 3\) uint8"),
         (np.zeros((0, 64, 3), np.uint8), r"\(H, W, 3\) uint8"),
-        (np.zeros((1, 70_000, 3), np.uint8), "limit is 65536 px a side"),
+        (np.zeros((1, 70_000, 3), np.uint8), "1 px; the limit is 65536 px a side"),
         (Image.new("F", (8, 8)), "floating-point"),
         (Image.fromarray(np.full((2, 2), 100_000, np.int32)), "32-bit gray"),
         (42, "an image is a path"),
+        ("https://example.org/a.png", "is an address; download the image first"),
     ],
 )
 def test_bad_images(image, message):
     with pytest.raises(ImageError, match=message):
         preprocess(image, 64)
+
+
+def test_large_photographs_are_taken():
+    """Pillow warns above 89 megapixels and refuses above 178; phones take 200."""
+    buffer = io.BytesIO()
+    Image.new("L", (14_000, 14_000), 200).save(buffer, "png", compress_level=1)
+    assert (preprocess(buffer.getvalue(), 64, "stretch") == 200).all()
+    assert Image.MAX_IMAGE_PIXELS is not None  # the user's own limit is as it was
+
+
+def test_a_closed_or_truncated_pil_image():
+    truncated = Image.open(io.BytesIO(png(gradient(64, 64))[:2000]))
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        preprocess(truncated, 64)
+    closed = Image.open(io.BytesIO(png(gradient(64, 64))))
+    closed.close()
+    with pytest.raises(ImageError, match="can't be decoded"):
+        preprocess(closed, 64)
 
 
 def test_a_folder_is_no_image(tmp_path):

@@ -78,9 +78,7 @@ def test_system_prompt(qwen):
     assert "system" not in qwen.decode(ids(qwen, "hi", system=""))
 
 
-@pytest.mark.parametrize(
-    ("text", "images"), [("<image>", 0), ("<image><image>", 1), ("<image> a", 2), ("<image>", 2)]
-)
+@pytest.mark.parametrize(("text", "images"), [("<image>", 0), ("<image><image>", 1), ("<image> a", 2), ("<image>", 2)])
 def test_placeholders_and_images_must_agree(text, images):
     with pytest.raises(PromptError, match=f"has {text.count('<image>')} <image> for {images} image"):
         prompts.place_images(text, images)
@@ -110,9 +108,7 @@ def test_bad_ids(ids, images, message):
 def test_context():
     spans = (TextSpan((1, 2)), ImageSpan(0, 5))
     assert prompts.check_context(spans, 10) == 3
-    with pytest.raises(
-        ContextLengthError, match=r"has 7 positions \(5 of them image tokens\).* context is 7"
-    ):
+    with pytest.raises(ContextLengthError, match=r"has 7 positions \(5 of them image tokens\).* context is 7"):
         prompts.check_context(spans, 7)
 
 
