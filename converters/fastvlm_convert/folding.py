@@ -137,3 +137,28 @@ def _attention(target: str, source: str) -> list[Folded]:
         Folded(f"{target}.qkv.bias", (qkv, f"{norm}.bias"), lambda t: t[0] @ t[1], exact=False),
         *_matrix(f"{target}.proj", f"{source}.token_mixer.proj", f"{source}.layer_scale_1"),
     ]
+
+
+def fold_attention_scale(weights: dict[str, Array], head_dim: int, scale_q: bool) -> dict[str, Array]:
+    """Fold what the Neural Engine's attention need not compute.
+
+    The bias of k cancels in the softmax; that of v passes through it (the weights sum to 1) into proj's bias;
+    1 / sqrt(head_dim) goes into q, unless the attention op scales by itself.
+
+    Args:
+        weights: folded weights, float32 or float64; a changed copy is returned.
+        head_dim: channels per head.
+        scale_q: fold the scale into q.
+    """
+    out = dict(weights)
+    for name in [n for n in weights if n.endswith(".mixer.qkv.weight")]:
+        block = name.removesuffix("qkv.weight")
+        weight, bias = (out[f"{block}qkv.{part}"].astype(np.float64) for part in ("weight", "bias"))
+        dim = weight.shape[1]
+        out[f"{block}proj.bias"] = out[f"{block}proj.bias"] + out[f"{block}proj.weight"] @ bias[2 * dim :]
+        bias = np.concatenate([bias[:dim], np.zeros(2 * dim)])
+        if scale_q:
+            weight[:dim] *= head_dim**-0.5
+            bias = bias * head_dim**-0.5
+        out[f"{block}qkv.weight"], out[f"{block}qkv.bias"] = weight, bias
+    return out

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
     from fastvlm_mlx.types import GenerationResult, ImageInput, OptionArgs
 
+COMPUTE_UNITS = ("CPU_AND_NE", "ALL", "CPU_AND_GPU", "CPU_ONLY")
 DEFAULT_PROMPT = "Describe the image."
 
 
@@ -58,7 +59,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")
     group.add_argument("--revision", help="commit or branch on the hub")
     group.add_argument("--local-files-only", action="store_true", help="never go to the network")
-    group.add_argument("--vision", choices=("auto", "mlx"), default="auto", help="what runs the vision encoder")
+    group.add_argument("--vision", choices=("auto", "coreml", "mlx"), default="auto", help="what runs the encoder")
+    group.add_argument("--compute-units", choices=COMPUTE_UNITS, default="CPU_AND_NE", help="where Core ML may run")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="decoder and projector")
     group.add_argument("--vision-dtype", choices=("float32", "bfloat16"), help="vision encoder")
     group.add_argument("--quantize", type=int, metavar="BITS", help="quantise the decoder after loading")
@@ -94,6 +96,7 @@ def _load(args: argparse.Namespace) -> FastVLM:
         quantize=args.quantize,
         dtype=args.dtype,
         vision_dtype=args.vision_dtype,
+        compute_units=args.compute_units,
         revision=args.revision,
         local_files_only=args.local_files_only,
     )

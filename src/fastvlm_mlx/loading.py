@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike
 from typing import TYPE_CHECKING
 
 from fastvlm_mlx import hub
 from fastvlm_mlx.accelerate import prepare_cpu
-from fastvlm_mlx.bundle import DECODER, QUANTIZED_BITS, TOKENIZER, VISION, Bundle, assign, read_tensors
+from fastvlm_mlx.bundle import DECODER, PACKAGE, QUANTIZED_BITS, TOKENIZER, VISION, Bundle, assign, read_tensors
 from fastvlm_mlx.config import check_side
-from fastvlm_mlx.errors import EncoderError, InputError
+from fastvlm_mlx.errors import BundleError, EncoderError, InputError
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
     from fastvlm_mlx.projector import MLPProjector
     from fastvlm_mlx.vision.base import Encoder
+    from fastvlm_mlx.vision.coreml import CoreMLVisionEncoder
+    from fastvlm_mlx.vision.coreml_runtime import Runtime
 
 _QUANTIZE_GROUP = 64
 
@@ -30,6 +33,7 @@ def load(
     quantize: int | None = None,
     dtype: str | None = None,
     vision_dtype: str | None = None,
+    compute_units: str = "CPU_AND_NE",
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> FastVLM:
@@ -38,7 +42,10 @@ def load(
     Args:
         model: a bundle's folder, a name of `fastvlm models`, "org/name" on the Hugging Face hub, or None for
             the default that comes with the package and needs no network.
-        vision: "mlx", or "auto" for the fastest encoder that runs here.
+        vision: "coreml" for the bundle's Core ML package, "mlx", or "auto": Core ML where the bundle has a
+            package and this machine runs it, else MLX, with a warning.
+        compute_units: where Core ML may run: "CPU_AND_NE" (leaves the GPU to MLX), "ALL", "CPU_AND_GPU" or
+            "CPU_ONLY".
         resolution: side in pixels of the images that the encoder gets, a multiple of 64; default what the
             model was trained at. Each call may choose another.
         quantize: 2, 3, 4, 5, 6 or 8: quantise the decoder to that many bits after loading.
@@ -54,15 +61,15 @@ def load(
         BundleError, ConfigError, WeightsError: the bundle can't be used. HubError: the hub can't.
         InputError, ResolutionError: an argument is out of range. EncoderError: `vision` can't run here.
     """
-    if vision not in ("auto", "mlx"):
-        raise InputError(f"vision must be auto or mlx, got {vision!r}")
+    if vision not in ("auto", "coreml", "mlx"):
+        raise InputError(f"vision must be auto, coreml or mlx, got {vision!r}")
     if quantize is not None and quantize not in QUANTIZED_BITS:
         raise InputError(f"quantize must be one of {', '.join(map(str, QUANTIZED_BITS))} or None, got {quantize!r}")
     if resolution is not None:
         check_side(resolution)
     prepare_cpu()
     bundle = Bundle.open(hub.resolve(model, revision=revision, local_files_only=local_files_only))
-    return assemble(bundle, vision, resolution, quantize, dtype, vision_dtype)
+    return assemble(bundle, vision, resolution, quantize, dtype, vision_dtype, compute_units)
 
 
 def assemble(
@@ -72,11 +79,14 @@ def assemble(
     quantize: int | None = None,
     dtype: str | None = None,
     vision_dtype: str | None = None,
+    compute_units: str = "CPU_AND_NE",
     unpack: bool | None = None,
+    runtime: Runtime | None = None,
 ) -> FastVLM:
     """Build the model of an open bundle; arguments as `load`.
 
-    `unpack` says whether quantised matrices become plain ones; by default they do on a CPU.
+    `unpack` says whether quantised matrices become plain ones; by default they do on a CPU. `runtime` runs Core
+    ML packages; by default Core ML itself does.
     """
     import mlx.core as mx
 
@@ -88,7 +98,8 @@ def assemble(
     side = resolution if resolution is not None else config.vision.image_size if config.vision else 1024
     check_side(side)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    encoder = _load_encoder(bundle, vision, _dtype(vision_dtype) or (mx.float32 if on_cpu else mx.bfloat16))
+    vision_kept = _dtype(vision_dtype) or (mx.float32 if on_cpu else mx.bfloat16)
+    encoder = _load_encoder(bundle, vision, vision_kept, compute_units, runtime)
     kept = _dtype(dtype) or (mx.float32 if on_cpu else None)
     projector, network = _load_language(bundle, quantize, kept, on_cpu if unpack is None else unpack)
     tokenizer = Tokenizer(bundle.path / TOKENIZER) if bundle.has(TOKENIZER) else None
@@ -105,12 +116,45 @@ def _dtype(name: str | None) -> mx.Dtype | None:
     return known[name] if name else None
 
 
-def _load_encoder(bundle: Bundle, vision: str, dtype: mx.Dtype) -> Encoder | None:
+def _load_encoder(
+    bundle: Bundle, vision: str, dtype: mx.Dtype, compute_units: str, runtime: Runtime | None
+) -> Encoder | None:
+    """The encoder that was asked for, or None where the bundle has none and none was asked for by name."""
+    from fastvlm_mlx.vision.coreml import FallbackEncoder
+
+    package = None if vision == "mlx" else _open_package(bundle, vision == "coreml", compute_units, runtime)
+    if vision == "coreml" or (package and bundle.config.vision is None):
+        return package
+    if package:
+        return FallbackEncoder(package, lambda: _load_mlx_encoder(bundle, dtype))
+    if bundle.config.vision is None and vision == "auto":
+        return None  # text works; an image then raises, saying why
+    return _load_mlx_encoder(bundle, dtype)
+
+
+def _open_package(
+    bundle: Bundle, required: bool, compute_units: str, runtime: Runtime | None
+) -> CoreMLVisionEncoder | None:
+    """The bundle's Core ML package, or None where it has none or it can't run here; a required one raises."""
+    from fastvlm_mlx.vision.coreml import CoreMLVisionEncoder
+    from fastvlm_mlx.vision.coreml_runtime import AppleRuntime
+
+    if not (required or bundle.has(PACKAGE)):
+        return None
+    try:
+        return CoreMLVisionEncoder(bundle.path / PACKAGE, runtime or AppleRuntime(), compute_units)
+    except (BundleError, EncoderError) as exc:
+        if required:
+            raise
+        if bundle.config.vision is not None:
+            warnings.warn(f"FastViTHD runs in MLX: {exc}", stacklevel=4)
+        return None
+
+
+def _load_mlx_encoder(bundle: Bundle, dtype: mx.Dtype) -> Encoder:
     from fastvlm_mlx.vision.fastvithd import FastViTHD, MLXVisionEncoder
 
     if bundle.config.vision is None:
-        if vision == "auto":
-            return None  # text works; an image then raises, saying why
         raise EncoderError(f"{bundle.path} has no vision weights for MLX; convert the PyTorch checkpoint")
     network = FastViTHD(bundle.config.vision)
     path = bundle.path / VISION

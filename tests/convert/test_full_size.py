@@ -12,7 +12,7 @@ import pytest
 from fastvlm_convert.source import Checkpoint
 from fastvlm_mlx import load
 from fastvlm_mlx.bundle import Bundle
-from support.layouts import to_sharded
+from support.layouts import to_bin_shards, to_sharded
 from support.qwen_files import write_qwen_files
 from support.seeded import write_checkpoint
 
@@ -60,6 +60,16 @@ def test_memory_is_bounded_by_the_largest_shard(source, tmp_path, flags):
     peak = peak_bytes(f"from fastvlm_convert.cli import main\nassert main({argv!r}) == 0")
     assert peak <= 1.2 * largest + 1e9, f"{peak / 1e6:.0f} MB for shards of {largest / 1e6:.0f} MB"
     Bundle.open(tmp_path / "bundle")
+
+
+def test_memory_of_a_bin_checkpoint(source, tmp_path):
+    """One `.bin` of all weights: mapped from the file, and copied tensor by tensor."""
+    pytest.importorskip("torch", reason="the convert extra isn't installed")
+    whole = to_bin_shards(source, tmp_path / "bin", 10**12)
+    largest = max(shard.stat().st_size for shard in Checkpoint(whole).shards)
+    argv = [str(whole), "-o", str(tmp_path / "bundle")]
+    peak = peak_bytes(f"from fastvlm_convert.cli import main\nassert main({argv!r}) == 0")
+    assert peak <= 1.2 * largest + 1e9, f"{peak / 1e6:.0f} MB for a file of {largest / 1e6:.0f} MB"
 
 
 def test_an_answer_at_1024_px(source, tmp_path):

@@ -152,7 +152,7 @@ def test_bad_quantised_shapes_are_reported():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"vision": "cuda"}, InputError, "vision must be"),
+        ({"vision": "cuda"}, InputError, "vision must be auto, coreml or mlx"),
         ({"quantize": 7}, InputError, "quantize must be one of 2, 3, 4, 5, 6, 8"),
         ({"resolution": 1000}, ResolutionError, "multiple of 64"),
         ({"dtype": "int8"}, InputError, "dtype must be one of float32, bfloat16, float16, got 'int8'"),

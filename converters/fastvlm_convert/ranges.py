@@ -1,0 +1,144 @@
+"""Powers of two that keep FastViTHD within float16, exact in real arithmetic.
+
+The published weights drive stage 5 beyond float16's 65,504. A stage's residual stream can be held smaller: its
+entry convolution, the last matrix of every branch and every bias on the stream are scaled by 2^-e, and the
+matrices that read the stream by 2^e; LayerNorm doesn't see the scale once its epsilon is scaled by 2^-2e. A
+LayerNorm's squares are kept in range by scaling the difference by 2^-k and epsilon by 2^-2k more. The hidden
+layer of a block, before its GELU, is held at 2^-m where it needs it (torch_fastvithd.shifted_gelu). Powers of two
+change no mantissa, so float32 computes the same bits, but for subnormals.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+FLOAT16_MAX = 65504.0
+# Other pictures than those measured may go higher: 3 bits are left free.
+STREAM_LIMIT = FLOAT16_MAX / 8
+# The sum of squares over all channels stays in range too, should the hardware add up in float16.
+SQUARES_LIMIT = FLOAT16_MAX / 4
+_HIDDEN = ".ffn.fc1"
+_ON_STREAM = (".stream", ".ffn.depthwise")  # measured values that are held at the stream's scale
+
+
+@dataclass(frozen=True, slots=True)
+class NormScale:
+    """Factors of one LayerNorm: of the difference, and of epsilon."""
+
+    difference: float = 1.0
+    eps: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Exponents, and the maxima that they were chosen from.
+
+    Attributes:
+        streams: stage index -> e; its residual stream is held at 2^-e of its value.
+        norms: block name -> k; its LayerNorm's difference is scaled by 2^-k besides.
+        hidden: block name -> m; its hidden layer is held at 2^-m of its value.
+        maxima: what was measured -> largest magnitude, before any scaling.
+    """
+
+    streams: Mapping[int, int] = field(default_factory=dict)
+    norms: Mapping[str, int] = field(default_factory=dict)
+    hidden: Mapping[str, int] = field(default_factory=dict)
+    maxima: Mapping[str, float] = field(default_factory=dict)
+
+    def norm(self, block: str) -> NormScale:
+        """Factors of a block's LayerNorm, such as of "stages.4.blocks.0"."""
+        stream, own = self.streams.get(stage_of(block), 0), self.norms.get(block, 0)
+        return NormScale(2.0**-own, 2.0 ** (-2 * (stream + own)))
+
+    @property
+    def headroom(self) -> dict[str, float]:
+        """Bits between each measured maximum, as it is after scaling, and float16's limit; negative overflows."""
+        return {
+            name: math.log2(FLOAT16_MAX / (value * 2.0 ** -self._exponent(name))) if value else math.inf
+            for name, value in self.maxima.items()
+        }
+
+    def _exponent(self, name: str) -> int:
+        if name.endswith(_HIDDEN):
+            return self.hidden.get(name.removesuffix(_HIDDEN), 0)
+        on_stream = name.endswith((*_ON_STREAM, ".difference"))
+        return self.streams.get(stage_of(name), 0) if on_stream else 0
+
+
+def stage_of(name: str) -> int:
+    """The stage that a module's name belongs to; -1 for stem and expansion."""
+    match = re.match(r"stages\.(\d+)", name)
+    return int(match[1]) if match else -1
+
+
+class Meter:
+    """Collects maxima while a network runs on calibration images: the `probe` of torch_fastvithd."""
+
+    def __init__(self) -> None:
+        self.maxima: dict[str, float] = {}
+        self._squares: dict[str, float] = {}  # LayerNorm -> largest sum of squares over channels
+
+    def __call__(self, name: str, value: object) -> None:
+        """Note the largest magnitude of a tensor (B, C, H, W)."""
+        tensor = np.asarray(value)
+        self.maxima[name] = max(self.maxima.get(name, 0.0), float(np.abs(tensor).max()))
+        if name.endswith(".difference"):
+            sums = np.square(tensor, dtype=np.float64).sum(axis=1)
+            self._squares[name] = max(self._squares.get(name, 0.0), float(sums.max()))
+
+    def choose(self) -> Ranges:
+        """The smallest exponents that bring everything under its limit."""
+        streams: dict[int, int] = {}
+        for name, value in self.maxima.items():
+            if name.endswith(_ON_STREAM) and (exponent := _bits_over(value, STREAM_LIMIT)):
+                streams[stage_of(name)] = max(exponent, streams.get(stage_of(name), 0))
+        norms = {}
+        for name, value in self._squares.items():
+            block = name.removesuffix(".norm.difference")
+            stream = streams.get(stage_of(block), 0)
+            if exponent := _bits_over(math.sqrt(value) * 2.0**-stream, math.sqrt(SQUARES_LIMIT)):
+                norms[block] = exponent
+        hidden = {
+            name.removesuffix(_HIDDEN): exponent
+            for name, value in self.maxima.items()
+            if name.endswith(_HIDDEN) and (exponent := _bits_over(value, STREAM_LIMIT))
+        }
+        return Ranges(streams, norms, hidden, dict(self.maxima))
+
+
+def _bits_over(value: float, limit: float) -> int:
+    return max(0, math.ceil(math.log2(value / limit))) if value > limit else 0
+
+
+def apply_ranges(weights: Mapping[str, np.ndarray], ranges: Ranges) -> dict[str, np.ndarray]:
+    """Fold the stream exponents into folded weights (names of fastvlm_convert.folding)."""
+    return {name: value * np.float32(2.0 ** stream_exponent(name, ranges)) for name, value in weights.items()}
+
+
+def stream_exponent(name: str, ranges: Ranges) -> int:
+    """The power of two that a weight or bias takes.
+
+    Biases are scaled as what they are added to. What enters the stream is scaled down, what reads it up, a
+    convolution within it (a RepMixer after the first, the 7x7 before fc1) keeps its weight.
+    """
+    stage = stage_of(name)
+    own = ranges.streams.get(stage, 0)
+    down = re.match(r"stages\.(\d+)\.downsample\.depthwise\.weight", name)
+    if down:  # reads the stage before
+        return ranges.streams.get(stage - 1, 0)
+    if name == "expand.depthwise.weight":
+        return ranges.streams.get(4, 0)
+    if block := re.match(r"(.*)\.ffn\.(fc1|fc2)\.(weight|bias)$", name):
+        held = ranges.hidden.get(block[1], 0)
+        if block[2] == "fc1":
+            return own - held if block[3] == "weight" else -held
+        return held - own if block[3] == "weight" else -own
+    enters = re.search(r"\.(position|mixer\.proj)\.(weight|bias)$", name)
+    within = re.search(r"\.(mixer|ffn\.depthwise)\.bias$", name)
+    first = stage < 3 and re.search(r"\.blocks\.0\.mixer\.weight$", name)
+    return -own if enters or within or first else 0

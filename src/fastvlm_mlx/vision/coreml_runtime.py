@@ -1,0 +1,168 @@
+"""The seam to Core ML: what a package holds, and how one of its functions is run.
+
+Everything that needs coremltools or macOS is in `AppleRuntime`; tests put another runtime in its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fastvlm_mlx.errors import BundleError, EncoderError
+from fastvlm_mlx.files import cache_dir, sha256
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Predict = Callable[[Mapping[str, "np.ndarray"]], Mapping[str, "np.ndarray"]]
+
+COMPUTE_UNITS = ("CPU_AND_NE", "ALL", "CPU_AND_GPU", "CPU_ONLY")
+_SLOW_SECONDS = 2.0  # a load that takes longer gets a word of explanation
+_LEAST_MACOS = (14, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One function of a package.
+
+    Attributes:
+        name: None for a package with a single function, which Core ML runs by default.
+        input: name of its input.
+        is_image: the input is an image, uint8 RGB; otherwise float32 (1, 3, H, W) in [0, 1], as Apple exports.
+        height: of the input, in pixels.
+        width: of the input, in pixels.
+        output: name of its output, (1, N, C).
+    """
+
+    name: str | None
+    input: str
+    is_image: bool
+    height: int
+    width: int
+    output: str
+
+
+class Runtime(Protocol):
+    """What runs Core ML packages."""
+
+    def functions(self, package: Path) -> list[Function]:
+        """What a package holds. Raises BundleError: it can't be read."""
+
+    def open(self, package: Path, function: Function, compute_units: str) -> Predict:
+        """Make a function ready to run. Raises EncoderError: it can't be."""
+
+
+class AppleRuntime:
+    """Core ML through coremltools, on macOS.
+
+    coremltools compiles a package into a temporary folder at every start; here it is compiled once into the
+    cache, by the package's hash, the build of macOS and the version of coremltools. The Neural Engine's own
+    compilation, which can take minutes, is then kept by macOS.
+    """
+
+    def __init__(self) -> None:
+        """Import coremltools.
+
+        Raises:
+            EncoderError: no macOS, too old a one, or coremltools isn't installed.
+        """
+        if sys.platform != "darwin":
+            raise EncoderError("Core ML runs on macOS only; use vision='mlx' here")
+        release = tuple(int(part) for part in platform.mac_ver()[0].split(".")[:2])
+        if release < _LEAST_MACOS:
+            raise EncoderError(
+                f"the Core ML package needs macOS {_LEAST_MACOS[0]} or newer, this is {platform.mac_ver()[0]}; "
+                "use vision='mlx'"
+            )
+        try:
+            import coremltools
+        except ImportError as exc:
+            raise EncoderError("Core ML needs coremltools: pip install coremltools, or use vision='mlx'") from exc
+        self._ct: Any = coremltools
+
+    def functions(self, package: Path) -> list[Function]:
+        """Read a package's description; see `Runtime.functions`."""
+        try:
+            spec = self._ct.utils.load_spec(str(package))
+        except Exception as exc:  # coremltools raises bare Exception on anything it can't read
+            raise BundleError(f"{package} is no readable Core ML package: {exc}; convert the model again") from exc
+        return describe(spec)
+
+    def open(self, package: Path, function: Function, compute_units: str) -> Predict:
+        """Compile if needed, load for these compute units; see `Runtime.open`."""
+        units = getattr(self._ct.ComputeUnit, compute_units)
+        try:
+            with _explain_if_slow(f"preparing FastViTHD for {compute_units}: the first time can take minutes"):
+                compiled = self._compiled(package)
+                model = self._ct.models.CompiledMLModel(str(compiled), units, function_name=function.name)
+        except Exception as exc:  # as above; Core ML's own errors arrive as RuntimeError
+            raise EncoderError(f"Core ML can't load {package}: {exc}; use vision='mlx'") from exc
+
+        def predict(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            from PIL import Image
+
+            given = {n: Image.fromarray(v) if function.is_image else v for n, v in inputs.items()}
+            outputs: Mapping[str, np.ndarray] = model.predict(given)
+            return outputs
+
+        return predict
+
+    def _compiled(self, package: Path) -> Path:
+        key = f"{package_hash(package)}:{platform.mac_ver()[0]}:{platform.version()}:{self._ct.__version__}"
+        target = cache_dir() / "coreml" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.mlmodelc"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                made = Path(folder) / target.name
+                self._ct.models.utils.compile_model(str(package), str(made))
+                if not target.exists():  # another process may have been quicker
+                    shutil.move(made, target)
+        return target
+
+
+def describe(spec: Any) -> list[Function]:
+    """The functions of a Core ML model description (protobuf `Model`)."""
+    several = list(spec.description.functions)
+    if not several:
+        return [_function(None, spec.description.input[0], spec.description.output[0])]
+    return [_function(f.name, f.input[0], f.output[0]) for f in several]
+
+
+def _function(name: str | None, given: Any, made: Any) -> Function:
+    is_image = given.type.WhichOneof("Type") == "imageType"
+    if is_image:
+        height, width = given.type.imageType.height, given.type.imageType.width
+    else:
+        shape = list(given.type.multiArrayType.shape)
+        if len(shape) != 4 or shape[:2] != [1, 3]:
+            raise BundleError(f"the package's input {given.name} is {shape}, expected an image or (1, 3, H, W)")
+        height, width = shape[2:]
+    return Function(name, given.name, is_image, int(height), int(width), made.name)
+
+
+def package_hash(package: Path) -> str:
+    """One hash of all files of a package and their names."""
+    digest = hashlib.sha256()
+    for file in sorted(f for f in package.rglob("*") if f.is_file()):
+        digest.update(f"{file.relative_to(package).as_posix()}\0{sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _explain_if_slow(message: str) -> Iterator[None]:
+    """Say on stderr what is going on, once it takes long."""
+    timer = threading.Timer(_SLOW_SECONDS, lambda: print(f"fastvlm: {message}", file=sys.stderr))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
