@@ -62,10 +62,10 @@ def test_memory_is_bounded_by_the_largest_shard(source, tmp_path, flags):
     Bundle.open(tmp_path / "bundle")
 
 
-def test_memory_of_a_bin_checkpoint(source, tmp_path):
+def test_memory_of_a_bin_checkpoint(tmp_path):
     """One `.bin` of all weights: mapped from the file, and copied tensor by tensor."""
     pytest.importorskip("torch", reason="the convert extra isn't installed")
-    whole = to_bin_shards(source, tmp_path / "bin", 10**12)
+    whole = to_bin_shards(write_checkpoint("0.5b", tmp_path / "seeded"), tmp_path / "bin", 10**12)
     largest = max(shard.stat().st_size for shard in Checkpoint(whole).shards)
     argv = [str(whole), "-o", str(tmp_path / "bundle")]
     peak = peak_bytes(f"from fastvlm_convert.cli import main\nassert main({argv!r}) == 0")
