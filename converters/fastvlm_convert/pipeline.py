@@ -66,8 +66,8 @@ def convert(
 ) -> Result:
     """Convert a published FastVLM checkpoint into a bundle.
 
-    The source is only read. The bundle is written beside `target` and renamed at the end. Where `target`
-    already holds the outcome of the same bytes, options and version, nothing is written.
+    The source is only read; the bundle is written beside `target` and renamed at the end, unless `target`
+    already holds the outcome of the same bytes, options and version.
 
     Args:
         source: a folder in LLaVA's, transformers', mlx-vlm's or Apple's MLX layout.
@@ -84,31 +84,34 @@ def convert(
     options = options or Options()
     target = target or default_target(source, options)
     checkpoint = Checkpoint(source)
-    check_model_type(checkpoint.config, str(source / CONFIG))
-    layout = detect_layout(checkpoint.tensors, source)
+    layout = _layout_of(checkpoint)
     check_target(source, target)
     files = hash_source(source, checkpoint.shards, progress)
     origin = Source(source_id or source.resolve().name, layout.name, files, revision)
     if is_up_to_date(target, origin, asdict(options), licence):
         return Result(target, True, ())
     tensors, config, warnings = _read_model(checkpoint, layout, origin.id, options)
-    tokenizer = read_tokenizer(source)
-    if tokenizer is None:
+    if (tokenizer := read_tokenizer(source)) is None:
         warnings.append("the checkpoint has no tokenizer: the bundle takes prompts as ids only")
     plan = _plan(tensors, config, options)
-    package = source / APPLE_PACKAGE
     total = sum(spec.nbytes for outputs in plan.values() for output in outputs for spec in output.specs)
-    require_space(target.parent, total + folder_bytes(package) + _HEADERS_BYTES)
+    require_space(target.parent, total + folder_bytes(source / APPLE_PACKAGE) + _HEADERS_BYTES)
     with replaced_folder(target) as folder:
         for name, outputs in plan.items():
             write_safetensors(folder / name, outputs, checkpoint, tensors, lambda n: progress("writing", n, total))
-        if package.is_dir():
-            shutil.copytree(package, folder / PACKAGE)
+        if (source / APPLE_PACKAGE).is_dir():
+            shutil.copytree(source / APPLE_PACKAGE, folder / PACKAGE)
         (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
         if tokenizer:
             tokenizer.save(str(folder / TOKENIZER))
         write_manifest(folder, source, origin, asdict(options), _changes(layout, config, options), licence, progress)
     return Result(target, False, tuple(warnings))
+
+
+def _layout_of(checkpoint: Checkpoint) -> Layout:
+    """The layout of a FastVLM; another kind of model is told first."""
+    check_model_type(checkpoint.config, str(checkpoint.path / CONFIG))
+    return detect_layout(checkpoint.tensors, checkpoint.path)
 
 
 def _read_model(
