@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from fastvlm_convert.records import (
     APPLE_PACKAGE,
     Progress,
     check_target,
+    copy_package,
     folder_bytes,
     hash_source,
     is_up_to_date,
@@ -32,7 +32,7 @@ from fastvlm_convert.records import (
 )
 from fastvlm_convert.source import Checkpoint, read_json
 from fastvlm_convert.tokenizer import read_tokenizer
-from fastvlm_mlx.bundle import CONFIG, DECODER, PACKAGE, TOKENIZER, VISION, Source
+from fastvlm_mlx.bundle import CONFIG, DECODER, TOKENIZER, VISION, Source
 from fastvlm_mlx.config import ModelConfig, QuantizationConfig, from_dict
 from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.files import replaced_folder, require_space
@@ -99,8 +99,7 @@ def convert(
     with replaced_folder(target) as folder:
         for name, outputs in plan.items():
             write_safetensors(folder / name, outputs, checkpoint, tensors, lambda n: progress("writing", n, total))
-        if (source / APPLE_PACKAGE).is_dir():
-            shutil.copytree(source / APPLE_PACKAGE, folder / PACKAGE)
+        copy_package(source, folder)
         (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
         if tokenizer:
             tokenizer.save(str(folder / TOKENIZER))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fastvlm_convert.licence import copy_licence
 from fastvlm_convert.source import read_json
 from fastvlm_mlx import __version__
-from fastvlm_mlx.bundle import MANIFEST, Bundle, FileRecord, Manifest, Source
+from fastvlm_mlx.bundle import MANIFEST, PACKAGE, Bundle, FileRecord, Manifest, Source
 from fastvlm_mlx.errors import FastVLMError, InputError
 from fastvlm_mlx.files import sha256
 
@@ -88,6 +89,12 @@ def write_manifest(
     }
     manifest = Manifest(f"{TOOL} {__version__}", origin, options, changes, records, terms)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def copy_package(source: Path, folder: Path) -> None:
+    """Carry Apple's Core ML package along, where the source has one."""
+    if (source / APPLE_PACKAGE).is_dir():
+        shutil.copytree(source / APPLE_PACKAGE, folder / PACKAGE)
 
 
 def folder_bytes(folder: Path) -> int:
