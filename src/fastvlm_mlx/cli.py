@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from fastvlm_mlx.commands import add_common, add_debug, run
 from fastvlm_mlx.errors import ImageError, InputError
+from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
     from fastvlm_mlx.types import GenerationResult, ImageInput, OptionArgs
 
-COMPUTE_UNITS = ("CPU_AND_NE", "ALL", "CPU_AND_GPU", "CPU_ONLY")
 DEFAULT_PROMPT = "Describe the image."
 
 
