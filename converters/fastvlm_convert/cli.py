@@ -6,14 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.hub import REPOSITORY
 
 if TYPE_CHECKING:
+    from fastvlm_convert.coreml_vision import PackageOptions
     from fastvlm_convert.records import Progress
+    from fastvlm_convert.vision_package import Gates
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,12 +42,31 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--q-group-size", type=int, default=64, help="32, 64 or 128 (default: 64)")
     parser.add_argument("--quantize-projector", action="store_true", help="with -q: the projector too")
     parser.add_argument("--quantize-vision", action="store_true", help="with -q: FastViTHD's matrices too")
+    _add_package(parser)
     parser.add_argument("--source-id", help="name of the source to record, such as apple/FastVLM-0.5B")
     parser.add_argument("--revision", help="commit of the source to record")
     parser.add_argument("--licence", help="short name of the source's terms, such as apple-amlr, where it ships none")
     parser.add_argument("--upload-repo", metavar="ORG/NAME", help="push the bundle to the Hugging Face hub")
     add_common(parser)
     return parser
+
+
+def _add_package(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Core ML package, for the Neural Engine")
+    group.add_argument("--no-coreml", action="store_true", help="leave the package out")
+    group.add_argument(
+        "--resolutions",
+        metavar="LIST",
+        help="one function for each image size in pixels, up to 1536: SIDE or HEIGHTxWIDTH (default: 256,512,768,1024)",
+    )
+    group.add_argument("--attention", choices=("batched", "split", "sdpa"), help="its form (default: batched)")
+    group.add_argument("--vision-bits", type=int, choices=(16, 8), help="float16 or int8 weights (default: 16)")
+    group.add_argument("--min-target", choices=("macOS14", "macOS15"), help="macOS14 takes one resolution")
+    group.add_argument(
+        "--calibration", type=Path, metavar="FOLDER", help="pictures to measure ranges on (default: a built-in set)"
+    )
+    group.add_argument("--verify", action="store_true", help="run the gates at every resolution, not only the smallest")
+    group.add_argument("--force", action="store_true", help="keep a package that fails a gate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +83,7 @@ def _convert(args: argparse.Namespace) -> None:
 
     if args.upload_repo and not REPOSITORY.fullmatch(args.upload_repo):  # now, not after the conversion
         raise InputError(f"{args.upload_repo!r} is no repository name; give ORG/NAME")
+    package, gates = _package(args)
     options = Options(
         dtype=args.dtype,
         vision_dtype=args.vision_dtype,
@@ -69,9 +91,20 @@ def _convert(args: argparse.Namespace) -> None:
         q_group_size=args.q_group_size,
         quantize_projector=args.quantize_projector,
         quantize_vision=args.quantize_vision,
+        package=package,
     )
     with ProgressBars() as bars:
-        result = convert(args.checkpoint, args.output, options, args.source_id, args.revision, args.licence, bars)
+        result = convert(
+            args.checkpoint,
+            args.output,
+            options,
+            args.source_id,
+            args.revision,
+            args.licence,
+            bars,
+            args.calibration,
+            gates,
+        )
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{result.path} is up to date" if result.up_to_date else f"wrote {result.path}")
@@ -81,8 +114,34 @@ def _convert(args: argparse.Namespace) -> None:
         print(f"uploaded {upload(result.path, args.upload_repo)}")
 
 
+def _package(args: argparse.Namespace) -> tuple[PackageOptions | None, Gates]:
+    """How the Core ML package is made and checked; without options where it is left out.
+
+    What nobody asked for isn't an error: without its dependencies, or if it fails a gate, there is a warning.
+    """
+    from fastvlm_convert.coreml_vision import PackageOptions, Size
+    from fastvlm_convert.vision_package import Gates, missing_dependencies
+
+    given = {"attention": args.attention, "bits": args.vision_bits, "min_target": args.min_target}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if args.resolutions is not None:
+        chosen["sizes"] = Size.parse_list(args.resolutions)
+    asked = bool(chosen) or args.calibration is not None or args.verify
+    gates = Gates(every_size=args.verify, force=args.force, optional=not asked)
+    if args.no_coreml and (asked or args.force):
+        raise InputError("--no-coreml leaves out the package that the other options describe; give one or the other")
+    if not (args.no_coreml or asked) and (missing := missing_dependencies()):
+        print(
+            f"warning: no Core ML package without {' and '.join(missing)}: pip install 'fastvlm-mlx[convert]'; "
+            "--no-coreml leaves it out without a warning",
+            file=sys.stderr,
+        )
+        return None, gates
+    return None if args.no_coreml else PackageOptions(**chosen), gates
+
+
 class ProgressBars:
-    """One tqdm bar per stage, on a terminal only."""
+    """One tqdm bar per stage; a line for a step without a size. On a terminal only."""
 
     def __init__(self) -> None:
         from tqdm import tqdm
@@ -92,10 +151,15 @@ class ProgressBars:
         self._bar: tqdm[NoReturn] | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Advance the stage's bar by `done` bytes."""
+        """Advance the stage's bar by `done` bytes; a stage without a size is named."""
         if stage != self._stage:
             self.__exit__()
             self._stage = stage
+            if total == 0 and sys.stderr.isatty():
+                print(stage, file=sys.stderr)
+        if total == 0:
+            return
+        if self._bar is None:
             self._bar = self._new(total=total, desc=stage, unit="B", unit_scale=True, disable=None)
         if self._bar is not None:
             self._bar.update(done)

@@ -7,11 +7,8 @@ Sizes are functions, not flexible shapes: those add gathers, casts and reports o
 
 from __future__ import annotations
 
-import logging
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastvlm_convert.compression import compress, fits, packed
 from fastvlm_convert.folding import fold_attention_scale
+from fastvlm_convert.quiet import quiet
 from fastvlm_convert.ranges import Meter, Ranges, apply_ranges
 from fastvlm_convert.rounding import round_float16
 from fastvlm_mlx.config import VisionConfig, check_side
@@ -68,6 +67,11 @@ class Size:
                 raise InputError(f"a Core ML resolution can have at most {MAX_SIDE} pixels a side, got {text}")
         return cls(sides[0], sides[-1])
 
+    @classmethod
+    def parse_list(cls, text: str) -> tuple[Size, ...]:
+        """Read "256,1024x576"; errors as `parse`."""
+        return tuple(cls.parse(part) for part in text.split(","))
+
 
 @dataclass(frozen=True, slots=True)
 class PackageOptions:
@@ -91,6 +95,8 @@ class PackageOptions:
             raise InputError("--resolutions must name at least one size, and none twice")
         if self.min_target == "macOS14" and (len(self.sizes) > 1 or self.attention == "sdpa"):
             raise InputError("several resolutions, and --attention sdpa, need --min-target macOS15")
+        if self.min_target == "macOS14" and self.bits == 8:
+            raise InputError("--vision-bits 8 needs --min-target macOS15: macOS 14 has no scales by block")
 
 
 def build_network(
@@ -99,10 +105,11 @@ def build_network(
     attention: Attention = "batched",
     ranges: Ranges | None = None,
     rounded: bool = False,
+    bits: int = 16,
 ) -> FastViTHD:
     """The PyTorch network with its weights, folded for the Neural Engine and scaled by `ranges`.
 
-    `rounded` rounds them to float16, as the package stores them.
+    `rounded` rounds them to float16 and, with 8 `bits`, to what int8 leaves: as the package stores them.
     """
     from fastvlm_convert.torch_fastvithd import FastViTHD
 
@@ -112,11 +119,13 @@ def build_network(
     scaled = apply_ranges(folded, ranges)
     if rounded:
         scaled = {n: round_float16(w) if w.ndim > 1 else w.astype(np.float16) for n, w in scaled.items()}
+    if rounded and bits == 8:
+        scaled = {n: packed(w) if fits(w) else w for n, w in scaled.items()}
     network.load(scaled)
     return network
 
 
-def measure_ranges(config: VisionConfig, weights: Weights, images: Sequence[np.ndarray]) -> Ranges:
+def measure_ranges(config: VisionConfig, weights: Weights, images: Iterable[np.ndarray]) -> Ranges:
     """Run the network in float32 on calibration images and choose exponents.
 
     Args:
@@ -156,14 +165,15 @@ def convert_package(
         progress: called with what is being done.
     """
     network = build_network(config, weights, options.attention, ranges, rounded=True)  # type: ignore[arg-type]
-    with TemporaryDirectory(prefix="fastvlm-coreml-", dir=target.parent) as folder, _quiet():
+    with TemporaryDirectory(prefix="fastvlm-coreml-", dir=target.parent) as folder, quiet():
         import coremltools as ct
 
         parts = {}
         for size in options.sizes:
             progress(f"converting FastViTHD at {size.height} x {size.width}")
             parts[size.function] = Path(folder) / f"{size.function}.mlpackage"
-            _compress(_convert(network, size, options), options.bits).save(str(parts[size.function]))
+            model = _convert(network, size, options)
+            (model if options.bits == 16 else compress(model)).save(str(parts[size.function]))
         if options.min_target == "macOS14":
             shutil.move(parts[options.sizes[0].function], target)
             return
@@ -195,29 +205,3 @@ def _convert(network: FastViTHD, size: Size, options: PackageOptions) -> Any:
         pass_pipeline=pipeline,
         skip_model_load=True,
     )
-
-
-def _compress(model: Any, bits: int) -> Any:
-    """int8 weights, a scale for each block of 32 inputs: the least error of the 8-bit schemes measured."""
-    if bits == 16:
-        return model
-    import coremltools.optimize.coreml as cto
-
-    scheme = cto.OpLinearQuantizerConfig(
-        mode="linear_symmetric", dtype="int8", granularity="per_block", block_size=32, weight_threshold=10_000
-    )
-    return cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=scheme))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep coremltools' progress bars, version warnings and torch's export warnings off the user's terminal."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

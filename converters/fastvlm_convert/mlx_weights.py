@@ -197,7 +197,7 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for output in ordered:
-            made = output.make([_read(checkpoint, tensors[name]) for name in output.sources])
+            made = output.make([read_tensor(checkpoint, tensors[name]) for name in output.sources])
             for spec, value in zip(output.specs, made, strict=True):
                 if tuple(value.shape) != spec.shape or value.dtype != spec.dtype:
                     raise AssertionError(f"{spec} was planned, {value.shape} {value.dtype} was made")
@@ -207,7 +207,8 @@ def write_safetensors(
             mx.clear_cache()  # MLX keeps freed buffers; here every tensor has another size
 
 
-def _read(checkpoint: Checkpoint, tensor: Tensor) -> mx.array:
+def read_tensor(checkpoint: Checkpoint, tensor: Tensor) -> mx.array:
+    """A tensor as LLaVA lays it out."""
     value = checkpoint.read(tensor.source)
     return tensor.transform(value) if tensor.transform else value
 

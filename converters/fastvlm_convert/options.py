@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from fastvlm_convert.coreml_vision import PackageOptions
 from fastvlm_convert.quantize import Quantization
 from fastvlm_mlx.errors import InputError
 
@@ -23,6 +24,7 @@ class Options:
         q_group_size: weights per scale: 32, 64 or 128.
         quantize_projector: quantise the projector too.
         quantize_vision: quantise FastViTHD's matrices too.
+        package: how FastViTHD's Core ML package is made; None makes none.
     """
 
     dtype: str | None = None
@@ -31,6 +33,7 @@ class Options:
     q_group_size: int = 64
     quantize_projector: bool = False
     quantize_vision: bool = False
+    package: PackageOptions | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for unknown dtypes or widths."""
@@ -56,5 +59,6 @@ class Options:
             "vision" if self.quantize_vision else "",
             self.dtype or "",
             f"vision-{self.vision_dtype}" if self.vision_dtype else "",
+            f"coreml-{self.package.bits}bit" if self.package and self.package.bits != 16 else "",
         ]
         return "".join(f"-{part}" for part in parts if part)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
 
 from fastvlm_convert.configs import check_model_type, read_config
 from fastvlm_convert.keymap import Layout, Tensor, detect_layout, map_tensors
@@ -23,6 +26,7 @@ from fastvlm_convert.options import DTYPES, Options
 from fastvlm_convert.records import (
     APPLE_PACKAGE,
     Progress,
+    as_json,
     check_target,
     copy_package,
     folder_bytes,
@@ -32,10 +36,21 @@ from fastvlm_convert.records import (
 )
 from fastvlm_convert.source import Checkpoint, read_json
 from fastvlm_convert.tokenizer import read_tokenizer
-from fastvlm_mlx.bundle import CONFIG, DECODER, TOKENIZER, VISION, Source
+from fastvlm_convert.verify import verify_bundle
+from fastvlm_convert.vision_package import (
+    Gates,
+    Request,
+    add_package,
+    calibration_record,
+    raise_failures,
+    request_package,
+)
+from fastvlm_convert.vision_weights import from_checkpoint
+from fastvlm_mlx.bundle import CONFIG, DECODER, PACKAGE, TOKENIZER, VISION
 from fastvlm_mlx.config import ModelConfig, QuantizationConfig, from_dict
-from fastvlm_mlx.errors import CheckpointError
+from fastvlm_mlx.errors import CheckpointError, VerificationError
 from fastvlm_mlx.files import replaced_folder, require_space
+from fastvlm_mlx.manifest import CoreMLRecord, Source
 
 DEFAULT_HOME = Path("models") / "converted"
 _HEADERS_BYTES = 32 << 20  # room for the files' headers, the tokenizer and small things
@@ -63,6 +78,8 @@ def convert(
     revision: str | None = None,
     licence: str | None = None,
     progress: Progress = lambda *_: None,
+    calibration: Path | None = None,
+    gates: Gates | None = None,
 ) -> Result:
     """Convert a published FastVLM checkpoint into a bundle.
 
@@ -76,34 +93,46 @@ def convert(
         source_id: the name to record, such as "apple/FastVLM-0.5B"; default the folder's name.
         revision: the commit to record.
         licence: short name of the source's terms, where its files don't hold them.
-        progress: called with (stage, bytes done, bytes in all).
+        progress: called with (stage, bytes done, bytes in all); (step, 0, 0) for a step without a size.
+        calibration: a folder of pictures to measure the Core ML package's ranges on; default a built-in set.
+        gates: how the Core ML package is checked; default at its smallest size, and a failure is an error.
 
     Raises:
         CheckpointError, WeightsError, InputError, DiskSpaceError: with what to do about it.
+        MissingDependencyError: a Core ML package needs torch and coremltools.
+        VerificationError: the Core ML package is wrong.
     """
-    options = options or Options()
+    options, gates = options or Options(), gates or Gates()
     target = target or default_target(source, options)
+    request = request_package(options.package, calibration, gates)
     checkpoint = Checkpoint(source)
     layout = _layout_of(checkpoint)
     check_target(source, target)
     files = hash_source(source, checkpoint.shards, progress)
     origin = Source(source_id or source.resolve().name, layout.name, files, revision)
-    if is_up_to_date(target, origin, asdict(options), licence):
+    made_with = as_json(asdict(options) | ({"calibration": calibration_record(request.pictures)} if request else {}))
+    if is_up_to_date(target, origin, made_with, licence, gates.accepts if request else lambda _: True):
+        if request and gates.every_size:
+            checks = verify_bundle(target, checkpoint=source, say=lambda step: progress(step, 0, 0))
+            raise_failures(checks, "convert into another folder and compare")
         return Result(target, True, ())
     tensors, config, warnings = _read_model(checkpoint, layout, origin.id, options)
     if (tokenizer := read_tokenizer(source)) is None:
         warnings.append("the checkpoint has no tokenizer: the bundle takes prompts as ids only")
     plan = _plan(tensors, config, options)
     total = sum(spec.nbytes for outputs in plan.values() for output in outputs for spec in output.specs)
-    require_space(target.parent, total + folder_bytes(source / APPLE_PACKAGE) + _HEADERS_BYTES)
+    require_space(target.parent, total + _package_bytes(source, plan, options) + _HEADERS_BYTES)
     with replaced_folder(target) as folder:
         for name, outputs in plan.items():
             write_safetensors(folder / name, outputs, checkpoint, tensors, lambda n: progress("writing", n, total))
-        copy_package(source, folder)
+        coreml = _make_package(folder, checkpoint, tensors, config, request, progress, warnings)
         (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
         if tokenizer:
             tokenizer.save(str(folder / TOKENIZER))
-        write_manifest(folder, source, origin, asdict(options), _changes(layout, config, options), licence, progress)
+        changes = _changes(layout, config, options)
+        write_manifest(folder, source, origin, made_with, changes, licence, coreml, progress)
+    if request:
+        warnings += [*request.pictures.skipped, *([request.pictures.note] if request.pictures.note else [])]
     return Result(target, False, tuple(warnings))
 
 
@@ -179,11 +208,49 @@ def _plan(tensors: Mapping[str, Tensor], config: ModelConfig, options: Options) 
     return plan
 
 
+def _make_package(
+    folder: Path,
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, Tensor],
+    config: ModelConfig,
+    request: Request | None,
+    progress: Progress,
+    warnings: list[str],
+) -> CoreMLRecord | None:
+    """The Core ML package of the vision weights, or the source's own where it has no weights."""
+    if config.vision is None or request is None:
+        if request and not request.gates.optional:
+            warnings.append("the checkpoint has no vision weights to make a Core ML package of")
+        copy_package(checkpoint.path, folder)
+        return None
+    weights = from_checkpoint(checkpoint, tensors, config.vision)
+    try:
+        return add_package(folder, config.vision, weights, request, lambda step: progress(step, 0, 0))
+    except VerificationError as exc:
+        if not request.gates.optional:
+            raise
+        warnings.append(f"the bundle has no Core ML package: {exc}")
+        shutil.rmtree(folder / PACKAGE, ignore_errors=True)
+        return None
+
+
+def _package_bytes(source: Path, plan: Mapping[str, list[Output]], options: Options) -> int:
+    """Room for the Core ML package, and for those of single sizes that it is joined from."""
+    if options.package is None or VISION not in plan:
+        return folder_bytes(source / APPLE_PACKAGE)
+    elements = sum(int(np.prod(spec.shape)) for output in plan[VISION] for spec in output.specs)
+    return 2 * elements * (len(options.package.sizes) + 1)
+
+
 def _changes(layout: Layout, config: ModelConfig, options: Options) -> tuple[str, ...]:
     """The change record, in words."""
     changes = [f"renamed from the {layout.name} layout into a fastvlm-mlx bundle"]
     if config.vision:
         changes.append("FastViTHD folded: batch norm, layer scale, LayerNorm affine, 1/255; convolutions channels last")
+    if config.vision and options.package:
+        changes.append(
+            f"FastViTHD as a Core ML package: {options.package.bits}-bit weights, stages scaled by powers of two"
+        )
     if options.dtype:
         changes.append(f"decoder and projector cast to {options.dtype}")
     if options.vision_dtype:

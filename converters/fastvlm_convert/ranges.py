@@ -23,7 +23,8 @@ STREAM_LIMIT = FLOAT16_MAX / 8
 # The sum of squares over all channels stays in range too, should the hardware add up in float16.
 SQUARES_LIMIT = FLOAT16_MAX / 4
 _HIDDEN = ".ffn.fc1"
-_ON_STREAM = (".stream", ".ffn.depthwise")  # measured values that are held at the stream's scale
+_ON_STREAM = (".stream", ".ffn.depthwise", "expand")  # measured values that are held at the stream's scale
+EXPANSION = 5  # counted as a stage after the five: its map has a scale of its own up to its GELU
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Ranges:
     """Exponents, and the maxima that they were chosen from.
 
     Attributes:
-        streams: stage index -> e; its residual stream is held at 2^-e of its value.
+        streams: stage index -> e; its residual stream is held at 2^-e of its value. The expansion is stage 5.
         norms: block name -> k; its LayerNorm's difference is scaled by 2^-k besides.
         hidden: block name -> m; its hidden layer is held at 2^-m of its value.
         maxima: what was measured -> largest magnitude, before any scaling.
@@ -71,7 +72,9 @@ class Ranges:
 
 
 def stage_of(name: str) -> int:
-    """The stage that a module's name belongs to; -1 for stem and expansion."""
+    """The stage that a module's name belongs to, from 0; -1 for the stem, EXPANSION for the expansion."""
+    if name.startswith("expand"):
+        return EXPANSION
     match = re.match(r"stages\.(\d+)", name)
     return int(match[1]) if match else -1
 
@@ -131,8 +134,10 @@ def stream_exponent(name: str, ranges: Ranges) -> int:
     down = re.match(r"stages\.(\d+)\.downsample\.depthwise\.weight", name)
     if down:  # reads the stage before
         return ranges.streams.get(stage - 1, 0)
-    if name == "expand.depthwise.weight":
-        return ranges.streams.get(4, 0)
+    if stage == EXPANSION:
+        before = ranges.streams.get(EXPANSION - 1, 0)
+        powers = {"depthwise.weight": before - own, "depthwise.bias": -own, "reduce.weight": own}
+        return powers.get(name.removeprefix("expand."), 0)
     if block := re.match(r"(.*)\.ffn\.(fc1|fc2)\.(weight|bias)$", name):
         held = ranges.hidden.get(block[1], 0)
         if block[2] == "fc1":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 from fastvlm_convert.licence import copy_licence
 from fastvlm_convert.source import read_json
 from fastvlm_mlx import __version__
-from fastvlm_mlx.bundle import MANIFEST, PACKAGE, Bundle, FileRecord, Manifest, Source
+from fastvlm_mlx.bundle import MANIFEST, PACKAGE, Bundle
 from fastvlm_mlx.errors import FastVLMError, InputError
 from fastvlm_mlx.files import sha256
+from fastvlm_mlx.manifest import CoreMLRecord, FileRecord, Manifest, Source
 
 APPLE_PACKAGE = "fastvithd.mlpackage"
 TOOL = "fastvlm-mlx"
@@ -55,8 +57,14 @@ def hash_source(source: Path, shards: Sequence[Path], progress: Progress) -> dic
     return {str(f.relative_to(source)): sha256(f, lambda n: progress("checking", n, total)) for f in files}
 
 
-def is_up_to_date(target: Path, origin: Source, options: Mapping[str, object], licence: str | None) -> bool:
-    """Whether `target` is what converting this source with these options would write."""
+def is_up_to_date(
+    target: Path,
+    origin: Source,
+    options: Mapping[str, object],
+    licence: str | None,
+    accepts: Callable[[Manifest], bool] = lambda _: True,
+) -> bool:
+    """Whether `target` is what converting this source with these options would write; `accepts` may object."""
     if not (target / MANIFEST).exists():
         return False
     try:
@@ -65,7 +73,13 @@ def is_up_to_date(target: Path, origin: Source, options: Mapping[str, object], l
         return False  # damaged, or written by another version: make it again
     made_by = (manifest.tool, manifest.source, manifest.options)
     same_terms = licence is None or manifest.licence == licence
-    return same_terms and made_by == (f"{TOOL} {__version__}", origin, dict(options))
+    return same_terms and accepts(manifest) and made_by == (f"{TOOL} {__version__}", origin, dict(options))
+
+
+def as_json(options: Mapping[str, object]) -> dict[str, object]:
+    """Options as a manifest gives them back: JSON has lists for tuples."""
+    read: dict[str, object] = json.loads(json.dumps(options))
+    return read
 
 
 def write_manifest(
@@ -75,6 +89,7 @@ def write_manifest(
     options: dict[str, object],
     changes: tuple[str, ...],
     licence: str | None,
+    coreml: CoreMLRecord | None,
     progress: Progress,
 ) -> None:
     """Copy the terms, hash what was written, and say where it came from; the last step of a conversion."""
@@ -87,7 +102,7 @@ def write_manifest(
         )
         for f in files
     }
-    manifest = Manifest(f"{TOOL} {__version__}", origin, options, changes, records, terms)
+    manifest = Manifest(f"{TOOL} {__version__}", origin, options, changes, records, terms, coreml)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastvlm_convert.ranges import NormScale, Ranges
+from fastvlm_convert.ranges import EXPANSION, NormScale, Ranges
 from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.vision.fastvithd import ATTENTION_FROM, NORM_EPS
 
@@ -223,8 +223,9 @@ class Stage(nn.Module):
 class Expand(nn.Module):
     """Double the channels, squeeze and excite."""
 
-    def __init__(self, dim: int, probe: Probe) -> None:
+    def __init__(self, dim: int, held: int, probe: Probe) -> None:
         super().__init__()
+        self.held = held  # the map is at 2^-held of its value until it is gated
         self.depthwise = Conv(dim, 2 * dim, 3, groups=dim)
         self.reduce, self.expand = Conv(2 * dim, 2 * dim // 16, 1), Conv(2 * dim // 16, 2 * dim, 1)
         self.probe = probe
@@ -234,7 +235,10 @@ class Expand(nn.Module):
         x = self.depthwise(x)
         self.probe("expand", x)
         gate = torch.sigmoid(self.expand(F.relu(self.reduce(x.mean(dim=(2, 3), keepdim=True)))))
-        return F.gelu(x * gate)
+        x = x * gate
+        x = shifted_gelu(x, self.held) * 2.0**self.held if self.held else F.gelu(x)
+        self.probe("features", x)
+        return x
 
 
 class FastViTHD(nn.Module):
@@ -251,7 +255,7 @@ class FastViTHD(nn.Module):
         ranges = ranges or Ranges()
         self.stem = Stem(config.embed_dims[0])
         self.stages = nn.ModuleList(Stage(config, i, form, ranges, probe) for i in range(5))
-        self.expand = Expand(config.embed_dims[-1], probe)
+        self.expand = Expand(config.embed_dims[-1], ranges.streams.get(EXPANSION, 0), probe)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all stages."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastvlm_mlx.config import ModelConfig, from_dict
+from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.errors import BundleError, WeightsError
 from fastvlm_mlx.files import cache_dir, sha256, write_text
+from fastvlm_mlx.manifest import FileRecord, Manifest
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -22,53 +23,6 @@ DECODER, VISION = "decoder.safetensors", "vision.safetensors"
 PACKAGE, TOKENIZER = "vision.mlpackage", "tokenizer.json"
 
 QUANTIZED_BITS, QUANTIZED_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # what MLX's affine kernels take
-
-
-@dataclass(frozen=True, slots=True)
-class FileRecord:
-    """What one file of the bundle must be."""
-
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where the weights came from; `files` maps each file read to its SHA-256."""
-
-    id: str
-    layout: str
-    files: dict[str, str]
-    revision: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """manifest.json: where a bundle came from, what was done to it, and what its files must hash to."""
-
-    tool: str
-    source: Source
-    options: dict[str, object]
-    changes: tuple[str, ...]  # in words: the licence of the published weights asks for a change record
-    files: dict[str, FileRecord]
-    licence: str | None = None
-
-    def to_json(self) -> str:
-        """The text of manifest.json."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_file(cls, path: Path) -> Manifest:
-        """Read a manifest.
-
-        Raises:
-            BundleError: missing or unreadable. ConfigError: unknown or missing keys.
-        """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as exc:
-            raise BundleError(f"can't read {path}: {exc}; convert the model again") from exc
-        return from_dict(cls, data, str(path))
 
 
 @dataclass(frozen=True, slots=True)

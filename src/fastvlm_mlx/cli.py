@@ -1,4 +1,4 @@
-"""`fastvlm generate | chat | models`."""
+"""`fastvlm generate | chat | models | warmup | verify | placement`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastvlm_mlx.commands import add_common, add_debug, run
+from fastvlm_mlx.converter import FORWARDED, run_converter
 from fastvlm_mlx.errors import ImageError, InputError
 from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS
 
@@ -24,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands' arguments; light, so that `--help` is quick."""
     parser = argparse.ArgumentParser(prog="fastvlm", description="Ask a FastVLM about images, on this machine.")
     add_common(parser)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="generate | chat | models")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     generate = commands.add_parser(
         "generate", help="ask one question", description="Ask one question; streams the answer."
     )
@@ -49,8 +50,17 @@ def build_parser() -> argparse.ArgumentParser:
         _add_options(command)
     models = commands.add_parser("models", help="list the models that are known and where they are")
     models.set_defaults(action=_models)
-    for command in (generate, chat, models):
+    warmup = commands.add_parser("warmup", help="compile a model's Core ML package for this Mac, once")
+    warmup.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")
+    warmup.add_argument(
+        "--resolution", type=int, action="append", default=[], metavar="PX", help="only this one; may be repeated"
+    )
+    warmup.add_argument("--compute-units", choices=COMPUTE_UNITS, default="CPU_AND_NE", help="where Core ML may run")
+    warmup.set_defaults(action=_warmup)
+    for command in (generate, chat, models, warmup):
         add_debug(command)
+    for name, text in (("verify", "check a bundle's Core ML package"), ("placement", "where a package may run")):
+        commands.add_parser(name, help=text, add_help=False)  # main() hands these over before anything is parsed
     return parser
 
 
@@ -83,7 +93,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return run(build_parser(), lambda args: args.action(args), argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and (module := FORWARDED.get(arguments[0])):
+        return run_converter(arguments[1:], module)
+    return run(build_parser(), lambda args: args.action(args), arguments)
 
 
 def _load(args: argparse.Namespace) -> FastVLM:
@@ -168,6 +181,18 @@ def _chat(args: argparse.Namespace) -> None:
             print(f"fastvlm: {exc}", file=sys.stderr)
             continue
         print()
+
+
+def _warmup(args: argparse.Namespace) -> None:
+    from fastvlm_mlx.bundle import Bundle
+    from fastvlm_mlx.hub import resolve
+    from fastvlm_mlx.loading import warm_up
+
+    sizes = [(side, side) for side in args.resolution]
+    for height, width, load_s, run_s in warm_up(Bundle.open(resolve(args.model)), sizes, args.compute_units):
+        print(
+            f"{height} x {width}: compiled and loaded in {load_s:.1f} s, first image {run_s * 1e3:.0f} ms", flush=True
+        )
 
 
 def _models(_: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from fastvlm_mlx._version import __version__
@@ -35,7 +36,9 @@ def run(
     """
     args = parser.parse_args(argv)
     try:
-        action(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda text, *_: print(f"{parser.prog}: warning: {text}", file=sys.stderr)
+            action(args)
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

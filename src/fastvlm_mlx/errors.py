@@ -78,6 +78,12 @@ class EncoderError(FastVLMError):
     exit_code = 1
 
 
+class VerificationError(FastVLMError):
+    """A Core ML package doesn't compute what it should."""
+
+    exit_code = 1
+
+
 class HubError(FastVLMError):
     """The hub can't be reached, or hasn't got what was asked."""
 

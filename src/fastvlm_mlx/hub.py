@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import fastvlm_zoo
 from fastvlm_mlx import hub_cache as cache
 from fastvlm_mlx.bundle import CONFIG, MANIFEST
+from fastvlm_mlx.converter import run_converter
 from fastvlm_mlx.errors import BundleError, HubError, InputError
 from fastvlm_mlx.hub_client import APPLE_LICENCE, UnreachableError, download, is_offline, list_repository
 
@@ -206,17 +206,15 @@ def _as_bundle(repo: str, snapshot: Path) -> Path:
         return folder
     target = cache.converted_path(repo, commit)
     print(f"converting {repo} into {target}; later starts find it there", file=sys.stderr)
-    # -P: no file of the current folder may stand in for a module. stdout is for answers.
-    command = [sys.executable, "-P", "-m", "fastvlm_convert", str(snapshot), "-o", str(target)]
-    command += ["--source-id", repo, "--revision", commit]
+    arguments = [str(snapshot), "-o", str(target), "--source-id", repo, "--revision", commit]
     if licence := cache.read_record(repo).licence:
-        command += ["--licence", licence]
+        arguments += ["--licence", licence]
+    if sys.platform != "darwin":
+        arguments.append("--no-coreml")  # nothing here could run it
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+        code = run_converter(arguments, silent=True)  # stdout is for answers
     except OSError as exc:
         raise HubError(f"can't start the converter of {repo}, {sys.executable}: {exc}") from exc
-    if done.returncode:
-        raise HubError(
-            f"{repo} can't be converted (exit code {done.returncode}); `fastvlm-convert {snapshot}` says why"
-        )
+    if code:
+        raise HubError(f"{repo} can't be converted (exit code {code}); `fastvlm-convert {snapshot}` says why")
     return target

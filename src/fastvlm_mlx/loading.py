@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,33 @@ def assemble(
     tokenizer = Tokenizer(bundle.path / TOKENIZER) if bundle.has(TOKENIZER) else None
     decoder = Decoder(network, config.decoder, tokenizer.size if tokenizer else None)
     return FastVLM(config, encoder, projector, decoder, tokenizer, side)
+
+
+def warm_up(
+    bundle: Bundle,
+    sizes: Sequence[tuple[int, int]] = (),
+    compute_units: str = "CPU_AND_NE",
+    runtime: Runtime | None = None,
+) -> Iterator[tuple[int, int, float, float]]:
+    """Compile a bundle's Core ML functions for this machine, which the first image would wait for otherwise.
+
+    Args:
+        bundle: an open bundle.
+        sizes: (height, width) in pixels; default all that the package has.
+        compute_units: as `load`.
+        runtime: runs Core ML packages; by default Core ML itself does.
+
+    Yields:
+        Height, width, seconds to compile and load, and seconds of the first prediction.
+
+    Raises:
+        EncoderError: Core ML can't run here, or failed. ResolutionError: the package lacks one of `sizes`.
+        BundleError: no package, or a damaged one.
+    """
+    encoder = _open_package(bundle, True, compute_units, runtime)
+    assert encoder
+    for height, width in sizes or encoder.sizes:
+        yield height, width, *encoder.warm_up((height, width))
 
 
 def _dtype(name: str | None) -> mx.Dtype | None:

@@ -18,7 +18,7 @@ def test_a_checkpoint_and_nothing_else(checkpoint, tmp_path, monkeypatch, capsys
     assert out == "wrote models/converted/tiny\n"
     assert "no tokenizer" in err
     prompt = golden_prompt("tiny", "one image")
-    model = load("models/converted/tiny")
+    model = load("models/converted/tiny", vision="mlx")
     answer = model.generate(prompt.images, prompt.ids, max_tokens=24, ignore_eos=True)
     assert list(answer.token_ids) == prompt.greedy_ids
     assert main([str(checkpoint("tiny"))]) == 0
@@ -30,7 +30,7 @@ def test_a_checkpoint_and_nothing_else(checkpoint, tmp_path, monkeypatch, capsys
     [(["-q"], 4, 64), (["--q-bits", "6"], 6, 64), (["-q", "--q-bits", "8", "--q-group-size", "32"], 8, 32)],
 )
 def test_quantisation_flags(checkpoint, tmp_path, capsys, flags, bits, group):
-    assert main([str(checkpoint("tiny")), "-o", str(tmp_path / "b"), *flags]) == 0
+    assert main([str(checkpoint("tiny")), "-o", str(tmp_path / "b"), "--no-coreml", *flags]) == 0
     width = Bundle.open(tmp_path / "b").config.quantization
     assert width
     assert (width.bits, width.group_size) == (bits, group)
@@ -43,7 +43,7 @@ def test_a_warning_about_the_head(checkpoint, tmp_path, capsys):
     source = shutil.copytree(checkpoint("tiny-untied"), tmp_path / "source")
     config = json.loads((source / "config.json").read_text()) | {"tie_word_embeddings": True}
     (source / "config.json").write_text(json.dumps(config))
-    assert main([str(source), "-o", str(tmp_path / "b")]) == 0
+    assert main([str(source), "-o", str(tmp_path / "b"), "--no-coreml"]) == 0
     assert "warning: " in (err := capsys.readouterr().err)
     assert "tie_word_embeddings=True" in err
 

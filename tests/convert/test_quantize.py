@@ -11,10 +11,11 @@ import pytest
 from fastvlm_convert.pipeline import Options, convert
 from fastvlm_convert.quantize import Quantization, quantize
 from fastvlm_mlx import FastVLM, load
-from fastvlm_mlx.bundle import Bundle, Manifest, read_tensors
+from fastvlm_mlx.bundle import Bundle, read_tensors
 from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.loading import assemble
+from fastvlm_mlx.manifest import Manifest
 from fastvlm_mlx.prefill import embed, prefill
 from support.seeded import golden, golden_prompt, relative_l2
 

@@ -47,7 +47,7 @@ def test_every_exponent_changes_nothing(checkpoint):
     pixels = golden("tiny")["pixels_256x384"]
     blocks = [f"stages.{s}.blocks.{b}" for s, depth in enumerate(config.layers) for b in range(depth)]
     ranges = Ranges(
-        streams={s: s + 1 for s in range(5)}, norms=dict.fromkeys(blocks, 3), hidden=dict.fromkeys(blocks, 2)
+        streams={s: s + 1 for s in range(6)}, norms=dict.fromkeys(blocks, 3), hidden=dict.fromkeys(blocks, 2)
     )
     plain, scaled = (run(build_network(config, weights, "batched", r), pixels) for r in (None, ranges))
     assert relative_l2(scaled, plain) <= 1e-6
@@ -66,7 +66,7 @@ def test_measured_maxima_and_headroom(checkpoint):
 
 
 def test_each_parameter_takes_the_power_of_its_place():
-    ranges = Ranges(streams={1: 3, 4: 5}, hidden={"stages.4.blocks.0": 2})
+    ranges = Ranges(streams={1: 3, 4: 5, 5: 1}, hidden={"stages.4.blocks.0": 2})
     expected = {
         "stages.1.downsample.pointwise.weight": 0,  # before a GELU: true values
         "stages.1.blocks.0.mixer.weight": -3,  # enters the stream
@@ -82,8 +82,11 @@ def test_each_parameter_takes_the_power_of_its_place():
         "stages.4.blocks.0.mixer.proj.bias": -5,
         "stages.4.blocks.0.ffn.fc1.weight": 5 - 2,
         "stages.4.blocks.0.ffn.fc2.weight": 2 - 5,
-        "expand.depthwise.weight": 5,
-        "expand.depthwise.bias": 0,
+        "expand.depthwise.weight": 5 - 1,  # reads the stream of the last stage
+        "expand.depthwise.bias": -1,
+        "expand.reduce.weight": 1,
+        "expand.reduce.bias": 0,
+        "expand.expand.weight": 0,
     }
     assert {name: stream_exponent(name, ranges) for name in expected} == expected
 

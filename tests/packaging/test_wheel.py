@@ -54,6 +54,8 @@ def test_contents(wheel):
         "fastvlm_zoo/seeded/decoder.safetensors",
         "fastvlm_zoo/seeded/tokenizer.json",
         "fastvlm_mlx/vision/fastvithd.py",
+        *(f"fastvlm_convert/calibration/{name}.jpg" for name in ("astronaut", "chelsea", "coffee", "rocket")),
+        "fastvlm_convert/calibration/README.md",  # their authors and licences
     ):
         assert name in names
     assert licences

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 
 from fastvlm_convert.configs import read_config
-from fastvlm_convert.folding import fold_vision
 from fastvlm_convert.keymap import detect_layout, map_tensors
 from fastvlm_convert.source import Checkpoint
+from fastvlm_convert.vision_weights import from_checkpoint
 from fastvlm_mlx.config import VisionConfig
 
 
@@ -21,8 +20,4 @@ def folded_vision(path: Path) -> tuple[VisionConfig, dict[str, np.ndarray]]:
     config = read_config(checkpoint.config, layout, path.name, str(path), {}).vision
     assert config
     tensors, _ = map_tensors(checkpoint, layout)
-
-    def read(name: str) -> np.ndarray:
-        return np.array(checkpoint.read(tensors[name].source).astype(mx.float32)).astype(np.float64)
-
-    return config, {f.name: f.fold([read(s) for s in f.sources]).astype(np.float32) for f in fold_vision(config)}
+    return config, from_checkpoint(checkpoint, tensors, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -110,9 +111,9 @@ def operations(specification: Any, function: str = "main") -> Any:
     return found.block_specializations[found.opset].operations
 
 
-def immediate_parameters(specification: Any) -> Iterator[tuple[str, str, Any]]:
+def immediate_parameters(specification: Any, function: str = "main") -> Iterator[tuple[str, str, Any]]:
     """(op type, parameter, tensor) of each constant that is written in the program itself."""
-    ops = operations(specification)
+    ops = operations(specification, function)
     constants = {op.outputs[0].name: op.attributes["val"] for op in ops if op.type == "const"}
     for op in ops:
         for parameter, argument in op.inputs.items():
@@ -120,6 +121,19 @@ def immediate_parameters(specification: Any) -> Iterator[tuple[str, str, Any]]:
                 value = constants.get(binding.name)
                 if value is not None and value.WhichOneof("value") == "immediateValue":
                     yield op.type, parameter, value.immediateValue.tensor
+
+
+def stored_array(package: Path, name: str, function: str = "main") -> np.memmap:
+    """A constant in the weight file, to change in place: a float16 weight, or the integers of a packed one.
+
+    Functions share what they have in common: a change shows in each.
+    """
+    op = next(op for op in operations(read_specification(package), function) if op.outputs[0].name == name)
+    value = op.attributes["val"] if op.type == "const" else op.inputs["data"].arguments[0].value
+    shape = tuple(int(dimension.constant.size) for dimension in value.type.tensorType.dimensions)
+    start = struct.unpack_from("<Q", weight_file(package).read_bytes(), value.blobFileValue.offset + 16)[0]
+    dtype = np.float16 if op.type == "const" else np.int8
+    return np.memmap(weight_file(package), dtype, "r+", start, shape)
 
 
 def windows(x: np.ndarray, kernel: Sequence[int], stride: Sequence[int], pads: Sequence[int],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,19 @@ class CoreMLVisionEncoder:
         if size not in self._open:
             self._open[size] = self._runtime.open(self._package, function, self._units)
         return function
+
+    def warm_up(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Make a size ready and run it once on a black image; errors as `prepare`.
+
+        Returns:
+            Seconds to compile and load it, and seconds of the first prediction.
+        """
+        begin = time.perf_counter()
+        with self._lock:
+            self.prepare(size)
+        loaded = time.perf_counter()
+        self.encode(np.zeros((1, *size, 3), np.uint8))
+        return loaded - begin, time.perf_counter() - loaded
 
     def encode(self, pixels: np.ndarray) -> mx.array:
         """(B, H, W, 3) uint8 -> (B, N, C) float16, one image after another; see `Encoder.encode`."""
