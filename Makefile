@@ -36,7 +36,7 @@ parity:
 # Make the embedded default bundle again.
 default-model: $(VENV)/.dev
 	$(BIN)/python models/seeded/make_checkpoint.py build/seeded
-	$(BIN)/fastvlm-convert build/seeded -o models/fastvlm_zoo/seeded
+	$(BIN)/fastvlm-convert build/seeded -o models/fastvlm_zoo/seeded --no-coreml
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

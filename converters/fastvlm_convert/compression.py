@@ -15,6 +15,7 @@ import numpy as np
 BLOCK = 32  # inputs that share a scale
 LEAST_ELEMENTS = 10_000  # smaller matrices would save nothing worth their error
 _LEVELS = 127
+_PASS = "compression::linear_quantize_weights"
 
 
 def fits(weights: np.ndarray) -> bool:
@@ -37,8 +38,11 @@ def _scale(peak: np.ndarray) -> np.ndarray:
     return scale
 
 
-def compress(model: Any) -> Any:
-    """Pack a coremltools model's big matrices."""
+def add_to(pipeline: Any) -> None:
+    """Have a coremltools conversion pack the big matrices, as its last pass.
+
+    Compressing a finished model instead would run all passes again, and fuse LayerNorm.
+    """
     import coremltools.optimize.coreml as cto
 
     scheme = cto.OpLinearQuantizerConfig(
@@ -48,4 +52,5 @@ def compress(model: Any) -> Any:
         block_size=BLOCK,
         weight_threshold=LEAST_ELEMENTS - 1,  # packed from one element more on
     )
-    return cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=scheme))
+    pipeline.append_pass(_PASS)
+    pipeline.set_options(_PASS, {"config": cto.OptimizationConfig(global_config=scheme)})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastvlm_convert.compression import compress, fits, packed
+from fastvlm_convert import compression
 from fastvlm_convert.folding import fold_attention_scale
 from fastvlm_convert.quiet import quiet
 from fastvlm_convert.ranges import Meter, Ranges, apply_ranges
@@ -120,7 +120,7 @@ def build_network(
     if rounded:
         scaled = {n: round_float16(w) if w.ndim > 1 else w.astype(np.float16) for n, w in scaled.items()}
     if rounded and bits == 8:
-        scaled = {n: packed(w) if fits(w) else w for n, w in scaled.items()}
+        scaled = {n: compression.packed(w) if compression.fits(w) else w for n, w in scaled.items()}
     network.load(scaled)
     return network
 
@@ -172,8 +172,7 @@ def convert_package(
         for size in options.sizes:
             progress(f"converting FastViTHD at {size.height} x {size.width}")
             parts[size.function] = Path(folder) / f"{size.function}.mlpackage"
-            model = _convert(network, size, options)
-            (model if options.bits == 16 else compress(model)).save(str(parts[size.function]))
+            _convert(network, size, options).save(str(parts[size.function]))
         if options.min_target == "macOS14":
             shutil.move(parts[options.sizes[0].function], target)
             return
@@ -194,6 +193,8 @@ def _convert(network: FastViTHD, size: Size, options: PackageOptions) -> Any:
         exported = torch.export.export(network, (example,)).run_decompositions({})
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(_UNWANTED_PASSES)
+    if options.bits == 8:
+        compression.add_to(pipeline)
     return ct.convert(
         exported,
         # Pixels as they are: 1/255 is in the stem. An image input is resized and converted by Core ML itself.

@@ -9,7 +9,6 @@ op, nor its tables for GELU; on a Mac, Core ML itself is a third gate, on each o
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +67,7 @@ def check_package(
         subject: what to check.
         sizes: of these functions; default all of the package.
         pictures: to run it on; default two that no calibration uses.
-        runtime: Core ML; default Core ML itself on a Mac, none elsewhere.
+        runtime: Core ML, as `core_ml` finds it, to run on each of its compute units; None leaves it out.
         say: called with what is being done.
 
     Raises:
@@ -81,8 +80,6 @@ def check_package(
         if size not in programs:
             there = ", ".join(found.function for found in programs)
             raise ResolutionError(f"{subject.package} has no function {size.function}; it has {there}")
-    if runtime is None and sys.platform == "darwin":
-        runtime = AppleRuntime()
     gates = _Gates(subject, package, runtime)
     records: list[CheckRecord] = []
     for size in sizes or programs:
@@ -90,6 +87,14 @@ def check_package(
             say(f"checking {size.function} on picture {index + 1}")
             records += gates.check(size, programs[size], pixels, f"{index + 1}", exact=index == 0)
     return tuple(records)
+
+
+def core_ml() -> Runtime | None:
+    """Core ML itself on a Mac that can run it, None elsewhere."""
+    try:
+        return AppleRuntime()
+    except EncoderError:
+        return None
 
 
 class _Gates:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastvlm_convert.quiet import quiet
 from fastvlm_mlx.bundle import CONFIG, PACKAGE
 from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.errors import BundleError, EncoderError
@@ -59,9 +58,8 @@ def find_package(path: Path) -> Path:
 
 
 def _show(args: argparse.Namespace) -> None:
-    package = find_package(args.path.expanduser())
-    with quiet():
-        found, note = _read(package, args)
+    package = find_package(args.path)
+    found, note = _read(package, args)
     if note:
         print(f"fastvlm placement: {note}", file=sys.stderr)
     if args.json:

@@ -14,9 +14,8 @@ from tqdm import tqdm
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence coremltools' progress bars and version warnings, and torch's warnings of an export."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # what fails raises besides
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # they log to the root logger too; what fails raises besides
     # Their bars take no option and know of no logger, so new bars are made disabled for this while.
     original = tqdm.__init__
     tqdm.__init__ = functools.partialmethod(original, disable=True)  # type: ignore[assignment]
@@ -26,4 +25,4 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         tqdm.__init__ = original  # type: ignore[method-assign]
-        logger.setLevel(level)
+        logging.disable(before)

@@ -23,6 +23,7 @@ STREAM_LIMIT = FLOAT16_MAX / 8
 # The sum of squares over all channels stays in range too, should the hardware add up in float16.
 SQUARES_LIMIT = FLOAT16_MAX / 4
 _HIDDEN = ".ffn.fc1"
+_EMBEDDING = (".downsample.depthwise", ".downsample.pointwise")
 _ON_STREAM = (".stream", ".ffn.depthwise", "expand")  # measured values that are held at the stream's scale
 EXPANSION = 5  # counted as a stage after the five: its map has a scale of its own up to its GELU
 
@@ -42,7 +43,8 @@ class Ranges:
     Attributes:
         streams: stage index -> e; its residual stream is held at 2^-e of its value. The expansion is stage 5.
         norms: block name -> k; its LayerNorm's difference is scaled by 2^-k besides.
-        hidden: block name -> m; its hidden layer is held at 2^-m of its value.
+        hidden: block name -> m; its hidden layer is held at 2^-m of its value. Likewise the two layers of a patch
+            embedding, by their own names.
         maxima: what was measured -> largest magnitude, before any scaling.
     """
 
@@ -67,6 +69,8 @@ class Ranges:
     def _exponent(self, name: str) -> int:
         if name.endswith(_HIDDEN):
             return self.hidden.get(name.removesuffix(_HIDDEN), 0)
+        if name.endswith(_EMBEDDING):
+            return self.hidden.get(name, 0)
         on_stream = name.endswith((*_ON_STREAM, ".difference"))
         return self.streams.get(stage_of(name), 0) if on_stream else 0
 
@@ -109,7 +113,7 @@ class Meter:
         hidden = {
             name.removesuffix(_HIDDEN): exponent
             for name, value in self.maxima.items()
-            if name.endswith(_HIDDEN) and (exponent := _bits_over(value, STREAM_LIMIT))
+            if name.endswith((_HIDDEN, *_EMBEDDING)) and (exponent := _bits_over(value, STREAM_LIMIT))
         }
         return Ranges(streams, norms, hidden, dict(self.maxima))
 
@@ -130,12 +134,12 @@ def stream_exponent(name: str, ranges: Ranges) -> int:
     convolution within it (a RepMixer after the first, the 7x7 before fc1) keeps its weight.
     """
     stage = stage_of(name)
-    own = ranges.streams.get(stage, 0)
-    down = re.match(r"stages\.(\d+)\.downsample\.depthwise\.weight", name)
-    if down:  # reads the stage before
-        return ranges.streams.get(stage - 1, 0)
+    own, before = (ranges.streams.get(index, 0) for index in (stage, stage - 1))
+    layers = [ranges.hidden.get(f"stages.{stage}{layer}", 0) for layer in _EMBEDDING]
+    if embedding := re.search(r"(\.downsample\.(?:depthwise|pointwise))\.(weight|bias)$", name):
+        index = _EMBEDDING.index(embedding[1])
+        return ((before, *layers)[index] if embedding[2] == "weight" else 0) - layers[index]
     if stage == EXPANSION:
-        before = ranges.streams.get(EXPANSION - 1, 0)
         powers = {"depthwise.weight": before - own, "depthwise.bias": -own, "reduce.weight": own}
         return powers.get(name.removeprefix("expand."), 0)
     if block := re.match(r"(.*)\.ffn\.(fc1|fc2)\.(weight|bias)$", name):
@@ -143,7 +147,8 @@ def stream_exponent(name: str, ranges: Ranges) -> int:
         if block[2] == "fc1":
             return own - held if block[3] == "weight" else -held
         return held - own if block[3] == "weight" else -own
-    enters = re.search(r"\.(position|mixer\.proj)\.(weight|bias)$", name)
-    within = re.search(r"\.(mixer|ffn\.depthwise)\.bias$", name)
-    first = stage < 3 and re.search(r"\.blocks\.0\.mixer\.weight$", name)
-    return -own if enters or within or first else 0
+    if re.search(r"\.position\.weight$", name) or (stage < 3 and re.search(r"\.blocks\.0\.mixer\.weight$", name)):
+        return layers[1] - own  # the first to write to the stream, from the embedding's last layer
+    enters = re.search(r"\.mixer\.proj\.weight$", name)
+    on_stream = re.search(r"\.(position|mixer|mixer\.proj|ffn\.depthwise)\.bias$", name)
+    return -own if enters or on_stream else 0

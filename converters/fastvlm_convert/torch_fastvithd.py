@@ -57,6 +57,8 @@ def shifted_gelu(x: Tensor, shift: int) -> Tensor:
     GELU is ReLU and a small difference, which is 0 to the last bit beyond GELU_BEND: only what lies within is
     scaled up. Large values are rounded once, as by a plain GELU.
     """
+    if not shift:
+        return F.gelu(x)
     bend = GELU_BEND * 2.0**-shift
     within = x.clamp(-bend, bend) * 2.0**shift
     return F.relu(x) + (F.gelu(within) - F.relu(within)) * 2.0**-shift
@@ -78,7 +80,7 @@ class ConvFFN(nn.Module):
         self.probe(f"{self.name}.depthwise", x)
         x = self.fc1(x)
         self.probe(f"{self.name}.fc1", x)
-        return self.fc2(shifted_gelu(x, self.shift) if self.shift else F.gelu(x))
+        return self.fc2(shifted_gelu(x, self.shift))
 
 
 class RepMixerBlock(nn.Module):
@@ -163,9 +165,10 @@ class AttentionBlock(nn.Module):
 class PatchEmbed(nn.Module):
     """Halve the map, double the channels."""
 
-    def __init__(self, dim: int, name: str, probe: Probe) -> None:
+    def __init__(self, dim: int, ranges: Ranges, name: str, probe: Probe) -> None:
         super().__init__()
         self.name, self.probe = name, probe
+        self.shifts = [ranges.hidden.get(f"{name}.{layer}", 0) for layer in ("depthwise", "pointwise")]
         self.depthwise = Conv(dim, 2 * dim, 7, stride=2, groups=dim)
         self.pointwise = Conv(2 * dim, 2 * dim, 1)
 
@@ -173,9 +176,9 @@ class PatchEmbed(nn.Module):
         """(B, C, H, W) -> (B, 2 C, H / 2, W / 2)."""
         x = self.depthwise(x)
         self.probe(f"{self.name}.depthwise", x)
-        x = self.pointwise(F.gelu(x))
+        x = self.pointwise(shifted_gelu(x, self.shifts[0]))
         self.probe(f"{self.name}.pointwise", x)
-        return F.gelu(x)
+        return shifted_gelu(x, self.shifts[1])
 
 
 class Stem(nn.Module):
@@ -199,7 +202,8 @@ class Stage(nn.Module):
         super().__init__()
         dim, hidden = config.embed_dims[index], config.embed_dims[index] * config.mlp_ratio
         self.name, self.probe = f"stages.{index}", probe
-        self.downsample = PatchEmbed(config.embed_dims[index - 1], f"{self.name}.downsample", probe) if index else None
+        before = config.embed_dims[index - 1]
+        self.downsample = PatchEmbed(before, ranges, f"{self.name}.downsample", probe) if index else None
         self.position = Conv(dim, dim, 7, groups=dim) if index >= ATTENTION_FROM else None
         self.blocks = nn.ModuleList(
             AttentionBlock(dim, hidden, config.head_dim, form, ranges, name, probe)
@@ -236,7 +240,8 @@ class Expand(nn.Module):
         self.probe("expand", x)
         gate = torch.sigmoid(self.expand(F.relu(self.reduce(x.mean(dim=(2, 3), keepdim=True)))))
         x = x * gate
-        x = shifted_gelu(x, self.held) * 2.0**self.held if self.held else F.gelu(x)
+        x = shifted_gelu(x, self.held)
+        x = x * 2.0**self.held if self.held else x
         self.probe("features", x)
         return x
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fastvlm_convert.coreml_vision import PackageOptions, Size
-from fastvlm_convert.gates import Subject, check_package, describe_checks
+from fastvlm_convert.gates import Subject, check_package, core_ml, describe_checks
 from fastvlm_convert.keymap import detect_layout, map_tensors
 from fastvlm_convert.records import hash_source
 from fastvlm_convert.source import Checkpoint
@@ -57,7 +57,7 @@ def verify_bundle(
     options = from_dict(PackageOptions, bundle.manifest.options.get("package"), str(path / MANIFEST))
     weights = _weights_of_source(bundle, checkpoint) if checkpoint else from_bundle(bundle)
     subject = Subject(path / PACKAGE, vision, weights, options, ranges_of(record))
-    checks = check_package(subject, sizes, say=say)
+    checks = check_package(subject, sizes, runtime=core_ml(), say=say)
     done = {check.function for check in checks}
     kept = [check for check in record.checks if check.function not in done]
     record = dataclasses.replace(record, checks=(*kept, *checks))

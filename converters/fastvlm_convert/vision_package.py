@@ -12,7 +12,7 @@ import numpy as np
 
 from fastvlm_convert.calibration import Pictures, built_in, from_folder
 from fastvlm_convert.coreml_vision import PackageOptions, Size, convert_package, measure_ranges
-from fastvlm_convert.gates import Subject, check_package, describe_checks
+from fastvlm_convert.gates import Subject, check_package, core_ml, describe_checks
 from fastvlm_convert.ranges import FLOAT16_MAX, Ranges
 from fastvlm_mlx.bundle import PACKAGE
 from fastvlm_mlx.config import VisionConfig
@@ -29,8 +29,8 @@ class Gates:
     """How strictly a package is checked before it is kept.
 
     Attributes:
-        every_size: run the gates at every size, not only at the smallest. The functions share their weights
-            and their code, so the smallest shows most faults in a fraction of the time.
+        every_size: run the gates at every size, and Core ML itself on a Mac. Otherwise only the smallest is
+            checked: the functions share their weights and their code, so it shows most faults, and soon.
         force: keep a package that fails.
         optional: leave a package that fails out, with a warning, instead of failing the whole conversion.
     """
@@ -98,7 +98,8 @@ def add_package(
     convert_package(config, weights, folder / PACKAGE, options, ranges, say)
     subject = Subject(folder / PACKAGE, config, weights, options, ranges)
     smallest = min(options.sizes, key=lambda size: size.height * size.width)
-    checks = check_package(subject, options.sizes if gates.every_size else (smallest,), say=say)
+    sizes, runtime = (options.sizes, core_ml()) if gates.every_size else ((smallest,), None)
+    checks = check_package(subject, sizes, runtime=runtime, say=say)
     if not gates.force:
         raise_failures(checks, _REMEDY)
     return record_of(ranges, request.pictures, checks)

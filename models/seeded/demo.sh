@@ -17,7 +17,7 @@ mkdir -p build
 "$bin/python" models/seeded/make_checkpoint.py build/seeded-tiny
 cp "$("$bin/python" -c 'import skimage; print(skimage.data_dir)')/astronaut.png" "$photo"
 
-show fastvlm-convert build/seeded-tiny
+show fastvlm-convert build/seeded-tiny --no-coreml
 
 echo
 echo "The weights are seeded random numbers: the answers below mean nothing. What they show is that everything works."

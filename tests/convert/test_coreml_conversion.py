@@ -34,6 +34,15 @@ from support.checker_runtime import CheckerRuntime  # noqa: E402
 SMALL = PackageOptions(sizes=(Size(128, 128),))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _without_core_ml():
+    """On a Mac too: what Core ML itself makes of a package is test_apple's to say."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (vision_package, verify):
+            patch.setattr(module, "core_ml", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def converted(checkpoint, tmp_path_factory) -> Path:
     """What `fastvlm-convert` makes of tiny, with three sizes and every gate; don't change it."""

@@ -47,7 +47,10 @@ def test_every_exponent_changes_nothing(checkpoint):
     pixels = golden("tiny")["pixels_256x384"]
     blocks = [f"stages.{s}.blocks.{b}" for s, depth in enumerate(config.layers) for b in range(depth)]
     ranges = Ranges(
-        streams={s: s + 1 for s in range(6)}, norms=dict.fromkeys(blocks, 3), hidden=dict.fromkeys(blocks, 2)
+        streams={s: s + 1 for s in range(6)},
+        norms=dict.fromkeys(blocks, 3),
+        hidden=dict.fromkeys(blocks, 2)
+        | {f"stages.{s}.downsample.{layer}": s for s in range(1, 5) for layer in ("depthwise", "pointwise")},
     )
     plain, scaled = (run(build_network(config, weights, "batched", r), pixels) for r in (None, ranges))
     assert relative_l2(scaled, plain) <= 1e-6
@@ -65,11 +68,33 @@ def test_measured_maxima_and_headroom(checkpoint):
     assert (tame.streams, tame.norms, tame.hidden) == ({}, {}, {})
 
 
+def test_a_patch_embedding_beyond_float16_is_held(checkpoint):
+    """Both of its layers, each before its GELU; seeded weights of the full size need it."""
+    config, weights = folded_vision(checkpoint("tiny"))
+    for layer, factor in (("depthwise", 2.0**17), ("pointwise", 2.0**3)):
+        for part in ("weight", "bias"):
+            weights[f"stages.3.downsample.{layer}.{part}"] *= np.float32(factor)
+    pixels = golden("tiny")["pixels_256x256"]
+    ranges = measure_ranges(config, weights, [pixels])
+    held = {name: bits for name, bits in ranges.hidden.items() if "downsample" in name}
+    assert held.keys() == {"stages.3.downsample.depthwise", "stages.3.downsample.pointwise"}
+    assert min(ranges.headroom.values()) > 2
+    assert Ranges(maxima=ranges.maxima).headroom["stages.3.downsample.pointwise"] < 0
+    plain, scaled = (run(build_network(config, weights, "batched", r), pixels) for r in (None, ranges))
+    assert relative_l2(scaled, plain) <= 1e-6
+
+
 def test_each_parameter_takes_the_power_of_its_place():
-    ranges = Ranges(streams={1: 3, 4: 5, 5: 1}, hidden={"stages.4.blocks.0": 2})
+    embedding = {"stages.1.downsample.depthwise": 4, "stages.1.downsample.pointwise": 6}
+    ranges = Ranges(streams={0: 7, 1: 3, 4: 5, 5: 1}, hidden={"stages.4.blocks.0": 2} | embedding)
     expected = {
-        "stages.1.downsample.pointwise.weight": 0,  # before a GELU: true values
-        "stages.1.blocks.0.mixer.weight": -3,  # enters the stream
+        "stem.pointwise.weight": 0,
+        "stages.0.blocks.0.mixer.weight": -7,  # enters the stream
+        "stages.1.downsample.depthwise.weight": 7 - 4,  # reads the stream before, held as its own layer is
+        "stages.1.downsample.depthwise.bias": -4,
+        "stages.1.downsample.pointwise.weight": 4 - 6,
+        "stages.1.downsample.pointwise.bias": -6,
+        "stages.1.blocks.0.mixer.weight": 6 - 3,  # enters the stream, from a held layer
         "stages.1.blocks.1.mixer.weight": 0,  # within it
         "stages.1.blocks.1.mixer.bias": -3,
         "stages.1.blocks.0.ffn.depthwise.bias": -3,

@@ -12,6 +12,7 @@ from fastvlm_mlx import load
 from fastvlm_mlx.bundle import Bundle
 from fastvlm_mlx.loading import assemble
 from fastvlm_mlx.prefill import embed, prefill
+from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS
 from support.seeded import PRESETS, PROMPTS, golden, golden_prompt, relative_l2
 
 pytestmark = pytest.mark.apple
@@ -52,3 +53,22 @@ def test_quantised_kernels(checkpoint, tmp_path, bits):
     spans = models[0].expand(prompt.ids, [])
     packed, plain = (np.array(prefill(m.decoder, embed(m.decoder, spans, []), m.decoder.new_cache())) for m in models)
     assert relative_l2(packed, plain) <= FLOAT32
+
+
+def test_core_ml_on_every_compute_unit(checkpoint, tmp_path):
+    """The package itself, as `fastvlm-convert --verify` runs it here; its answers are those of the golden data."""
+    pytest.importorskip("coremltools", reason="the convert extra isn't installed")
+    from fastvlm_convert.coreml_vision import PackageOptions, Size
+    from fastvlm_convert.vision_package import Gates
+
+    package = PackageOptions(sizes=(Size(256, 256),))
+    folder = convert(checkpoint("tiny"), tmp_path / "b", Options(package=package), gates=Gates(every_size=True)).path
+    bundle = Bundle.open(folder)
+    assert bundle.manifest.coreml
+    ran = {check.executor for check in bundle.manifest.coreml.checks}
+    assert {f"Core ML, {units}" for units in COMPUTE_UNITS} <= ran
+    prompt = golden_prompt("tiny", "one image")
+    model = load(folder, vision="coreml", dtype="float32")
+    answer = model.generate(prompt.images, prompt.ids, max_tokens=24, ignore_eos=True)
+    assert answer.device.startswith("vision: Core ML (CPU and Neural Engine)")
+    assert list(answer.token_ids) == prompt.greedy_ids

@@ -31,8 +31,9 @@ def save_program(
     shapes: Sequence[tuple[int, ...]],
     target: str = "iOS18",
     half: bool = False,
+    passes: Callable[[Any], object] = lambda _: None,
 ) -> Path:
-    """Save a program just as it's built: no pass folds or fuses anything.
+    """Save a program just as it's built: no pass folds or fuses anything, but for those asked for.
 
     Args:
         path: of the package to write.
@@ -40,6 +41,7 @@ def save_program(
         shapes: of the inputs.
         target: the first system that should run it; decides on the form of some ops.
         half: compute in float16.
+        passes: adds to the pipeline, which is empty otherwise.
     """
     with quiet():
         import coremltools as ct
@@ -48,12 +50,14 @@ def save_program(
         dtype = types.fp16 if half else types.fp32
         specs = [Builder.TensorSpec(shape=shape, dtype=dtype) for shape in shapes]
         program = Builder.program(input_specs=specs, opset_version=ct.target[target])(build)
+        pipeline = ct.PassPipeline.EMPTY
+        passes(pipeline)
         model = ct.convert(
             program,
             convert_to="mlprogram",
             minimum_deployment_target=ct.target[target],
             compute_precision=ct.precision.FLOAT32,  # as built: no cast is added
-            pass_pipeline=ct.PassPipeline.EMPTY,
+            pass_pipeline=pipeline,
             skip_model_load=True,
         )
         model.save(str(path))
@@ -109,6 +113,23 @@ def operations(specification: Any, function: str = "main") -> Any:
     """The ops of a function in the protobuf, to change in place."""
     found = specification.mlProgram.functions[function]
     return found.block_specializations[found.opset].operations
+
+
+def fix_value(ops: Any, index: int, parameter: str, value: np.ndarray) -> None:
+    """Give an op a float16 constant, written in the program, in place of what it takes from another op."""
+    user = ops[index]
+    binding = user.inputs[parameter].arguments[0]
+    made = next(out for op in ops for out in op.outputs if out.name == binding.name)
+    constant = type(user)()
+    constant.type = "const"
+    constant.outputs.add(name=f"{binding.name}_fixed", type=made.type)
+    stored = constant.attributes["val"]
+    stored.type.CopyFrom(made.type)
+    stored.immediateValue.tensor.bytes.values = value.astype("<f2").tobytes()
+    name = constant.attributes["name"]
+    name.immediateValue.tensor.strings.values.append(f"{binding.name}_fixed")
+    binding.name = f"{binding.name}_fixed"
+    ops.insert(index, constant)
 
 
 def immediate_parameters(specification: Any, function: str = "main") -> Iterator[tuple[str, str, Any]]:
