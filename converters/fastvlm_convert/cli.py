@@ -65,7 +65,7 @@ def _add_package(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--calibration", type=Path, metavar="FOLDER", help="pictures to measure ranges on (default: a built-in set)"
     )
-    group.add_argument("--verify", action="store_true", help="run the gates at every resolution, not only the smallest")
+    group.add_argument("--verify", action="store_true", help="run the gates at every resolution, not only one")
     group.add_argument("--force", action="store_true", help="keep a package that fails a gate")
 
 

@@ -17,11 +17,11 @@ import numpy as np
 
 from fastvlm_convert.calibration import Pictures, verification
 from fastvlm_convert.coreml_vision import PackageOptions, Size, build_network
-from fastvlm_convert.mil_check import Execution, FunctionInfo, Package, compare, execute, open_package
+from fastvlm_convert.mil_check import ONLY_FUNCTION, Execution, Package, compare, execute, open_package
 from fastvlm_convert.quiet import quiet
 from fastvlm_convert.ranges import Ranges
 from fastvlm_mlx.config import VisionConfig
-from fastvlm_mlx.errors import EncoderError, ResolutionError
+from fastvlm_mlx.errors import BundleError, EncoderError, ResolutionError
 from fastvlm_mlx.manifest import CheckRecord
 from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS, AppleRuntime, Runtime
 
@@ -75,7 +75,7 @@ def check_package(
     """
     with quiet():
         package = open_package(subject.package)
-    programs = {_size_of(info): name for name, info in package.functions.items()}
+    programs = _programs(package)
     for size in sizes or ():
         if size not in programs:
             there = ", ".join(found.function for found in programs)
@@ -87,6 +87,19 @@ def check_package(
             say(f"checking {size.function} on picture {index + 1}")
             records += gates.check(size, programs[size], pixels, f"{index + 1}", exact=index == 0)
     return tuple(records)
+
+
+def _programs(package: Package) -> dict[Size, str]:
+    """Image size -> function. Raises BundleError unless each is named for its size, as the run time expects."""
+    programs = {}
+    for name, function in package.functions.items():
+        size = Size(*function.inputs[0].shape[-2:])
+        if name not in (size.function, ONLY_FUNCTION):
+            raise BundleError(
+                f"{package.path} has a function {name} for {size.height} x {size.width} px; convert again"
+            )
+        programs[size] = name
+    return programs
 
 
 def core_ml() -> Runtime | None:
@@ -140,7 +153,7 @@ class _Gates:
             made = self._runtime.open(self._subject.package, function, units)({function.input: pixels})
         except EncoderError as exc:
             return CheckRecord(size.function, executor, ORIGINAL, picture, None, None, gate, None, False, str(exc))
-        outputs = {function.output: np.asarray(made[function.output], np.float32)}
+        outputs = {name: np.asarray(value, np.float32) for name, value in made.items() if name == function.output}
         return _record(size, executor, ORIGINAL, picture, Execution(outputs, (), None), right, gate)
 
 
@@ -154,7 +167,11 @@ def _run(network: Callable[..., object], pixels: np.ndarray) -> np.ndarray:
 def _record(
     size: Size, executor: str, reference: str, picture: str, found: Execution, right: np.ndarray, gate: float
 ) -> CheckRecord:
-    difference = compare(next(iter(found.outputs.values())), right)
+    made = next(iter(found.outputs.values()), np.empty(0))
+    if made.shape != right.shape:
+        error = f"made shape {made.shape}, expected {right.shape}"
+        return CheckRecord(size.function, executor, reference, picture, None, None, gate, None, False, error)
+    difference = compare(made, right)
     finite = bool(np.isfinite(difference.relative_l2))
     overflow = found.first_overflow
     return CheckRecord(
@@ -168,11 +185,6 @@ def _record(
         first_overflow=f"{overflow.type} {overflow.name}" if overflow else None,
         passed=finite and difference.relative_l2 <= gate and overflow is None,
     )
-
-
-def _size_of(function: FunctionInfo) -> Size:
-    height, width = function.inputs[0].shape[-2:]
-    return Size(height, width)
 
 
 def describe_checks(records: Sequence[CheckRecord]) -> str:

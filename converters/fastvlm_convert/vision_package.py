@@ -29,8 +29,8 @@ class Gates:
     """How strictly a package is checked before it is kept.
 
     Attributes:
-        every_size: run the gates at every size, and Core ML itself on a Mac. Otherwise only the smallest is
-            checked: the functions share their weights and their code, so it shows most faults, and soon.
+        every_size: run the gates at every size, and Core ML itself on a Mac. Otherwise at `telling_size` only:
+            the functions share their weights and the network, so it shows most faults, and soon.
         force: keep a package that fails.
         optional: leave a package that fails out, with a warning, instead of failing the whole conversion.
     """
@@ -97,12 +97,21 @@ def add_package(
         _check_headroom(ranges, gates)
     convert_package(config, weights, folder / PACKAGE, options, ranges, say)
     subject = Subject(folder / PACKAGE, config, weights, options, ranges)
-    smallest = min(options.sizes, key=lambda size: size.height * size.width)
-    sizes, runtime = (options.sizes, core_ml()) if gates.every_size else ((smallest,), None)
+    sizes, runtime = (options.sizes, core_ml()) if gates.every_size else ((telling_size(options.sizes),), None)
     checks = check_package(subject, sizes, runtime=runtime, say=say)
     if not gates.force:
         raise_failures(checks, _REMEDY)
     return record_of(ranges, request.pictures, checks)
+
+
+def telling_size(sizes: Sequence[Size]) -> Size:
+    """The smallest size that shows faults everywhere: below 256 px the last maps don't reach all taps of a 7x7."""
+    whole = [size for size in sizes if min(size.height, size.width) >= 256]
+    return min(whole, key=_area) if whole else max(sizes, key=_area)
+
+
+def _area(size: Size) -> int:
+    return size.height * size.width
 
 
 def _check_headroom(ranges: Ranges, gates: Gates) -> None:
@@ -123,7 +132,9 @@ def _pixels(pictures: Pictures, sizes: Sequence[Size], say: Say) -> Iterator[np.
 
 
 def raise_failures(checks: Sequence[CheckRecord], remedy: str) -> None:
-    """Raise VerificationError if a gate failed; says which, and what can be done."""
+    """Raise VerificationError if a gate failed, or none was run; says which, and what can be done."""
+    if not checks:
+        raise VerificationError("nothing of the Core ML package was checked; give it a size and a picture")
     if failed := [check for check in checks if not check.passed]:
         raise VerificationError(
             f"the Core ML package fails {len(failed)} of {len(checks)} gates ({describe_checks(failed[:1])}); {remedy}"

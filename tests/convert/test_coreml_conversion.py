@@ -15,7 +15,7 @@ from fastvlm_convert.cli import main
 from fastvlm_convert.coreml_vision import PackageOptions, Size, build_network
 from fastvlm_convert.options import Options
 from fastvlm_convert.pipeline import convert
-from fastvlm_convert.vision_package import Gates
+from fastvlm_convert.vision_package import Gates, telling_size
 from fastvlm_mlx.bundle import Bundle
 from fastvlm_mlx.errors import MissingDependencyError, ResolutionError, VerificationError
 from fastvlm_mlx.loading import assemble, warm_up
@@ -117,16 +117,24 @@ def test_other_pictures_are_another_conversion(checkpoint, tmp_path):
     assert not convert(source, target, Options(package=SMALL), calibration=folder).up_to_date
 
 
-def test_only_the_smallest_size_is_checked_unless_asked(checkpoint, tmp_path):
+def test_one_size_is_checked_unless_asked(checkpoint, tmp_path):
     sizes = (Size(192, 128), Size(128, 128))
     target = convert(checkpoint("tiny"), tmp_path / "b", Options(package=PackageOptions(sizes=sizes))).path
     record = Manifest.from_file(target / "manifest.json").coreml
     assert record
-    assert {check.function for check in record.checks} == {"r128"}
-    verify.verify_bundle(target, [sizes[0]])
+    assert {check.function for check in record.checks} == {"r192x128"}
+    verify.verify_bundle(target, [sizes[1]])
     record = Manifest.from_file(target / "manifest.json").coreml
     assert record
     assert {check.function for check in record.checks} == {"r128", "r192x128"}  # the first ones are kept
+
+
+def test_the_size_that_tells_most():
+    """The smallest where stage 5's map is 4 x 4 or more: there a 7x7 kernel uses its outer taps."""
+    sizes = {side: Size(side, side) for side in (64, 128, 256, 512)} | {0: Size(192, 1024), 1: Size(320, 256)}
+    assert telling_size(list(sizes.values())) == sizes[256]
+    assert telling_size([sizes[512], sizes[1], sizes[0]]) == sizes[1]
+    assert telling_size([sizes[64], sizes[0], sizes[128]]) == sizes[0]
 
 
 def test_a_package_that_fails_is_not_written(checkpoint, tmp_path):

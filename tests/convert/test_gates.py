@@ -6,211 +6,41 @@ A wrong package is a right one whose files were changed: nothing in our network 
 from __future__ import annotations
 
 import re
-import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-
-from support.folded import folded_vision
 
 pytest.importorskip("torch", reason="the convert extra isn't installed")
 pytest.importorskip("coremltools", reason="the convert extra isn't installed")
 
-from fastvlm_convert.calibration import Pictures
-from fastvlm_convert.calibration.rendered import noise
-from fastvlm_convert.coreml_vision import PackageOptions, Size, convert_package
-from fastvlm_convert.gates import (
-    CORE_ML_GATES,
-    EXACT_GATE,
-    HALF_GATES,
-    ORIGINAL,
-    STORED,
-    Subject,
-    check_package,
-    core_ml,
-    describe_checks,
-)
+from fastvlm_convert.coreml_vision import Size
+from fastvlm_convert.gates import EXACT_GATE, HALF_GATES, ORIGINAL, STORED, check_package, describe_checks
 from fastvlm_convert.mil_check import open_package
-from fastvlm_convert.ranges import Ranges
 from fastvlm_convert.vision_package import raise_failures
-from fastvlm_mlx.errors import BundleError, EncoderError, ResolutionError, VerificationError
-from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS, Function, Predict
-from support.checker_runtime import CheckerRuntime
-from support.mil_programs import (
-    immediate_parameters,
-    model_file,
-    operations,
-    quiet,
-    read_specification,
-    stored_array,
-    weight_file,
+from fastvlm_mlx.errors import BundleError, ResolutionError, VerificationError
+from support.mil_programs import operations, quiet, read_specification, weight_file
+from support.wrong_packages import (
+    FLOAT16,
+    FLOAT32,
+    SQUARE,
+    WIDE,
+    Fault,
+    by_columns,
+    colour_space,
+    failing,
+    flip,
+    noises,
+    one_step,
+    parameter,
+    spoilt,
+    swap_channels,
+    weights,
+    without_bias,
+    without_means,
 )
 
-SQUARE, WIDE = Size(128, 128), Size(128, 192)  # maps of stage 5: 2 x 2, and 2 x 3, where rows aren't columns
-FLOAT32, FLOAT16 = "checker, float32", "checker, float16"
 EARLY, LARGEST = "stages_0_blocks_0_ffn_depthwise", "stages_4_blocks_0_ffn_fc2"
-Fault = Callable[[Any, Path], object]  # changes the specification in place, or the weight file
-
-
-@pytest.fixture(scope="module")
-def subject(checkpoint, tmp_path_factory):
-    """(preset, bits, sizes) -> a package as the converter makes it, without range safety; made once."""
-    made = {}
-
-    def get(preset: str = "tiny", bits: int = 16, sizes: tuple[Size, ...] = (SQUARE, WIDE)) -> Subject:
-        key = (preset, bits, sizes)
-        if key not in made:
-            config, weights = folded_vision(checkpoint(preset))
-            options = PackageOptions(sizes=sizes, bits=bits, range_safety=False)
-            target = tmp_path_factory.mktemp("packages") / f"{preset}.mlpackage"
-            convert_package(config, weights, target, options, Ranges())
-            made[key] = Subject(target, config, weights, options, Ranges())
-        return made[key]
-
-    return get
-
-
-def spoilt(subject: Subject, fault: Fault, folder: Path) -> Subject:
-    """A copy with a fault in its saved files."""
-    package = shutil.copytree(subject.package, folder / "wrong.mlpackage")
-    with quiet():
-        specification = read_specification(package)
-        fault(specification, package)
-    model_file(package).write_bytes(specification.SerializeToString())
-    return replace(subject, package=package)
-
-
-def noises(count: int) -> Pictures:
-    """Pictures of noise."""
-    return Pictures("noise", "", tuple(partial(noise, seed=seed) for seed in range(count)))
-
-
-def failing(records) -> set[str]:
-    """What found a fault."""
-    return {record.executor for record in records if not record.passed}
-
-
-# ---- what can be wrong -------------------------------------------------------------------------------------------
-
-
-def parameter(op: str, name: str, value: Any, which: slice = slice(None)) -> Fault:
-    """Another value for a parameter of the ops of a type, or of some of them."""
-
-    def fault(specification: Any, _: Path) -> None:
-        there = [t for o, p, t in immediate_parameters(specification, WIDE.function) if (o, p) == (op, name)]
-        assert there[which]
-        for tensor in there[which]:
-            kind = tensor.WhichOneof("value")
-            if kind == "bytes":
-                tensor.bytes.values = np.float16(value).tobytes()
-            else:
-                values = getattr(tensor, kind).values
-                del values[:]
-                values.extend(np.atleast_1d(value).tolist())
-
-    return fault
-
-
-def colour_space(specification: Any, _: Path) -> None:
-    """Core ML would hand blue over where the network expects red."""
-    for function in specification.description.functions:
-        image = function.input[0].type.imageType
-        image.colorSpace = image.ColorSpace.Value("BGR")
-
-
-def without_means(which: slice = slice(None)) -> Fault:
-    """LayerNorms that take what they should subtract the mean from for the difference."""
-
-    def fault(specification: Any, _: Path) -> None:
-        ops = operations(specification, WIDE.function)
-        differences = [op for op in ops if op.type == "sub"]
-        assert differences[which]
-        for difference in differences[which]:
-            whole, centred = difference.inputs["x"].arguments[0].name, difference.outputs[0].name
-            for op in ops:
-                for argument in op.inputs.values():
-                    for binding in argument.arguments:
-                        if binding.name == centred:
-                            binding.name = whole
-
-    return fault
-
-
-def by_columns(specification: Any, _: Path) -> None:
-    """Tokens column by column: the map is transposed before it is laid out."""
-    ops = operations(specification, WIDE.function)
-    made = {op.outputs[0].name: op for op in ops}
-    last = ops[-1]
-    flatten = made[last.inputs["x"].arguments[0].name]
-    turned, whole = type(last)(), flatten.inputs["x"].arguments[0]
-    turned.CopyFrom(last)
-    turned.outputs[0].name = "turned"
-    turned.outputs[0].type.CopyFrom(made[whole.name].outputs[0].type)
-    height, width = (dimension.constant for dimension in turned.outputs[0].type.tensorType.dimensions[2:])
-    height.size, width.size = width.size, height.size
-    order = turned.inputs["perm"].arguments[0]
-    order.value.CopyFrom(made[order.name].attributes["val"])
-    order.value.type.tensorType.dimensions[0].constant.size = 4
-    order.value.immediateValue.tensor.ints.values[:] = [0, 1, 3, 2]
-    turned.inputs["x"].arguments[0].name, whole.name = whole.name, "turned"
-    ops.insert(list(ops).index(flatten), turned)
-
-
-def without_bias(name: str) -> Fault:
-    """A convolution that lost its bias."""
-
-    def fault(specification: Any, _: Path) -> None:
-        del convolution(specification, name).inputs["bias"]
-
-    return fault
-
-
-def convolution(specification: Any, name: str) -> Any:
-    """The op that has these weights."""
-    ops = operations(specification, WIDE.function)
-    return next(
-        op for op in ops if op.type == "conv" and op.inputs["weight"].arguments[0].name.startswith(f"p_{name}_weight")
-    )
-
-
-def weights(name: str, change: Callable[[np.memmap], None]) -> Fault:
-    """Other values in the weight file."""
-
-    def fault(specification: Any, package: Path) -> None:
-        stored = convolution(specification, name).inputs["weight"].arguments[0].name
-        array = stored_array(package, stored, WIDE.function)
-        change(array)
-        array.flush()
-
-    return fault
-
-
-def swap_channels(array: np.memmap) -> None:
-    array[:] = array[:, ::-1].copy()
-
-
-def flip(count: int, start: int = 0) -> Callable[[np.memmap], None]:
-    """The sign of some weights that follow on each other."""
-
-    def change(array: np.memmap) -> None:
-        flat = array.reshape(-1)
-        flat[start : start + count] *= -1
-
-    return change
-
-
-def one_step(array: np.memmap) -> None:
-    """The next float16, or the next integer, in place of the first weight."""
-    flat = array.reshape(-1)
-    flat[0] = np.nextafter(flat[0], np.float16(9)) if flat.dtype == np.float16 else flat[0] - 1
-
-
 FIRST, LAST, SECOND = slice(1), slice(-1, None), slice(1, 2)
 TANH, SIGMOID = "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"
 BOTH, ALONE, NEITHER = {FLOAT32, FLOAT16}, {FLOAT32}, set()
@@ -288,9 +118,6 @@ def test_what_cannot_run_is_an_error(subject, tmp_path):
     assert not failing(check_package(wrong, [SQUARE]))  # this function is as it was
 
 
-# ---- what the gates say ------------------------------------------------------------------------------------------
-
-
 def test_a_right_package_passes_at_every_size(subject):
     right, said = subject(), []
     records = check_package(right, say=said.append)
@@ -360,91 +187,19 @@ def test_failures_are_raised_with_what_helps(subject, tmp_path):
     )
 
 
-# ---- Core ML, in whose place another runtime is put --------------------------------------------------------------
+def rename(specification: Any, _: Path) -> None:
+    """A function that goes by another size's name, in the description and in the program."""
+    functions = specification.mlProgram.functions
+    functions["r64"].CopyFrom(functions["r128"])
+    del functions["r128"]
+    next(f for f in specification.description.functions if f.name == "r128").name = "r64"
 
 
-class Broken(CheckerRuntime):
-    """Gives a function's features in another form than it should."""
-
-    def __init__(self, change: Callable[[np.ndarray], np.ndarray]) -> None:
-        super().__init__()
-        self._change = change
-
-    def open(self, package: Path, function: Function, compute_units: str) -> Predict:
-        predict = super().open(package, function, compute_units)
-        return lambda inputs: {name: self._change(value) for name, value in predict(inputs).items()}
+def test_a_function_that_goes_by_another_name(subject, tmp_path):
+    with pytest.raises(BundleError, match=r"has a function r64 for 128 x 128 px"):
+        check_package(spoilt(subject(), rename, tmp_path))
 
 
-class NoNeuralEngine(CheckerRuntime):
-    """Can't compile for the Neural Engine."""
-
-    def open(self, package: Path, function: Function, compute_units: str) -> Predict:
-        if compute_units == "CPU_AND_NE":
-            raise EncoderError("Core ML can't load it: no such luck")
-        return super().open(package, function, compute_units)
-
-
-def by_core_ml(records):
-    """What it said, or the runtime in its place."""
-    return [record for record in records if record.executor.startswith("Core ML")]
-
-
-def test_there_is_no_core_ml_elsewhere(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert core_ml() is None
-
-
-def test_core_ml_runs_on_each_of_its_units(subject):
-    runtime = CheckerRuntime()
-    records = check_package(subject(), runtime=runtime)
-    assert not failing(records)
-    ran = [(record.function, record.picture, record.executor) for record in by_core_ml(records)]
-    assert ran == [
-        (function, picture, f"Core ML, {units}")
-        for function in ("r128", "r128x192")
-        for picture in ("1", "2")
-        for units in COMPUTE_UNITS
-    ]
-    assert len(ran) == 2 * 2 * 4
-    assert sorted(runtime.opened) == sorted(
-        (function, units) for function in ("r128", "r128x192") for units in COMPUTE_UNITS for _ in range(2)
-    )
-    simulated = {(r.function, r.picture): r for r in records if r.executor == FLOAT16}
-    for record in by_core_ml(records):
-        assert (record.reference, record.gate) == (ORIGINAL, CORE_ML_GATES[16])
-        # The same program in the same arithmetic: its own picture, function and reference.
-        assert record.relative_l2 == simulated[record.function, record.picture].relative_l2
-
-
-@pytest.mark.parametrize(
-    ("change", "measured"),
-    [
-        (lambda x: np.full_like(x, np.nan), None),
-        (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 7, np.inf, x), None),
-        (np.zeros_like, 1.0),
-        (lambda x: x[:, ::-1], pytest.approx(1, abs=0.95)),
-        (lambda x: x * 1.03, pytest.approx(0.03, abs=5e-3)),
-    ],
-    ids=["NaN", "one infinity", "zeros", "tokens backwards", "3 percent off"],
-)
-def test_garbage_from_core_ml_fails(subject, change, measured):
-    records = check_package(subject(), [SQUARE], noises(1), Broken(change))
-    assert failing(records) == {f"Core ML, {units}" for units in COMPUTE_UNITS}
-    for record in by_core_ml(records):
-        assert not record.passed
-        assert record.relative_l2 == measured
-        assert (record.max_abs is None) == (measured is None)
-
-
-def test_units_that_cannot_load_it_fail_alone(subject):
-    records = check_package(subject(), [SQUARE], runtime=NoNeuralEngine())
-    assert len(records) == 3 + 2 * 4
-    assert failing(records) == {"Core ML, CPU_AND_NE"}
-    for record in by_core_ml(records):
-        if not record.passed:
-            assert record.error == "Core ML can't load it: no such luck"
-            assert (record.relative_l2, record.max_abs, record.first_overflow) == (None, None, None)
-            assert "relative L2" in describe_checks([record])
-            assert "no such luck" in describe_checks([record])
-    with pytest.raises(VerificationError, match=r"fails 2 of 11 gates .*Core ML, CPU_AND_NE.*no such luck"):
-        raise_failures(records, "")
+def test_nothing_checked_is_no_pass(subject):
+    with pytest.raises(VerificationError, match="nothing of the Core ML package was checked"):
+        raise_failures(check_package(subject(), [SQUARE], noises(0)), "")

@@ -103,10 +103,43 @@ def test_a_file_and_nothing_are_no_packages(tmp_path):
             open_package(tmp_path / name)
 
 
+def description(specification, function):
+    return next(f for f in specification.description.functions if f.name == function)
+
+
+CONTRADICTIONS = {
+    "another output": (
+        lambda f: setattr(f.output[0], "name", "z"),
+        r"says of z fp32 \(1, 8, 6, 6\), .* nothing",
+    ),
+    "another input": (lambda f: setattr(f.input[0], "name", "z"), r"says of z fp32 \(1, 3, 8, 8\)"),
+    "no output": (lambda f: f.ClearField("output"), "doesn't describe y"),
+    "a shape": (lambda f: f.input[0].type.multiArrayType.shape.__setitem__(3, 9), r"\(1, 3, 8, 9\), .* \(1, 3, 8, 8\)"),
+    "a rank": (lambda f: f.output[0].type.multiArrayType.shape.append(1), r"\(1, 8, 6, 6, 1\)"),
+    "a type": (lambda f: setattr(f.output[0].type.multiArrayType, "dataType", 65552), r"says of y fp16 .* has fp32"),
+    "an image": (
+        lambda f: (setattr(f.input[0].type.imageType, "height", 8), setattr(f.input[0].type.imageType, "width", 9)),
+        r"says of x  \(1, 3, 8, 9\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_description_that_contradicts_the_program_is_refused(damaged, name):
+    """Core ML goes by the one, the checker by the other."""
+    change, message = CONTRADICTIONS[name]
+    specification = read_specification(damaged)
+    change(description(specification, "r8"))
+    model_file(damaged).write_bytes(specification.SerializeToString())
+    with pytest.raises(BundleError, match=f"function r8 .*{message}"):
+        open_package(damaged)
+
+
 def test_a_program_that_contradicts_itself_is_refused(damaged):
     specification = read_specification(damaged)
     made = next(op for op in operations(specification, "r8") if op.type == "conv")
     made.outputs[0].type.tensorType.dimensions[1].constant.size = 9
+    description(specification, "r8").output[0].type.multiArrayType.shape[1] = 9
     model_file(damaged).write_bytes(specification.SerializeToString())
     with pytest.raises(BundleError, match=r"conv y makes shape \(1, 8, 6, 6\), and the program says \(1, 9, 6, 6\)"):
         run(damaged, {"x": np.zeros((1, 3, 8, 8), np.float32)}, function="r8")

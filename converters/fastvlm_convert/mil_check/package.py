@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastvlm_convert.mil_check.program import ImageLayout, Program, StoredValue, read_program
+from fastvlm_convert.mil_check.program import DYNAMIC, ImageLayout, Program, StoredValue, ValueInfo, read_program
 from fastvlm_mlx.errors import BundleError, MissingDependencyError
 
 ONLY_FUNCTION = "main"  # the name of a package's function where there is one
@@ -95,6 +95,8 @@ def open_package(path: Path) -> Package:
         name: read_program(name, functions[name], _images(description), model.parent)
         for name, description in descriptions.items()
     }
+    for name, program in programs.items():
+        _check_description(model, descriptions[name], program)
     _check_weights(programs)
     return Package(
         path=path,
@@ -165,6 +167,48 @@ def _interface(program: Program) -> FunctionInfo:
     )
     outputs = tuple(FeatureInfo(o.name, "tensor", o.shape, o.dtype) for o in program.outputs)
     return FunctionInfo(program.function, inputs, outputs)
+
+
+def _check_description(model: Path, description: Any, program: Program) -> None:
+    """Core ML goes by the description, the checker by the program: they must say the same.
+
+    Raises:
+        BundleError: names what differs.
+    """
+    for features, values in ((description.input, program.inputs), (description.output, program.outputs)):
+        found = {value.name: value for value in values}
+        for feature in features:
+            shape, dtype = _described(feature.type)
+            value = found.pop(feature.name, None)
+            if value is None or not _agree(shape, dtype, value):
+                has = f"{value.dtype} {value.shape}" if value else "nothing of that name"
+                raise BundleError(
+                    f"{model} is damaged: function {program.function} says of {feature.name} {dtype} {shape}, "
+                    f"its program has {has}; convert the checkpoint again"
+                )
+        if found:
+            raise BundleError(
+                f"{model} is damaged: function {program.function} doesn't describe {next(iter(found))}; "
+                "convert the checkpoint again"
+            )
+
+
+def _agree(shape: tuple[int, ...], dtype: str, value: ValueInfo) -> bool:
+    if dtype not in ("", value.dtype) or (shape and len(shape) != len(value.shape)):
+        return False
+    return all(a == b or DYNAMIC in (a, b) for a, b in zip(shape, value.shape, strict=False))
+
+
+def _described(kind: Any) -> tuple[tuple[int, ...], str]:
+    """Shape and MIL dtype of a feature's description; () and "" where it leaves them open."""
+    if kind.WhichOneof("Type") == "imageType":
+        image = kind.imageType
+        channels = 1 if image.ColorSpace.Name(image.colorSpace).startswith("GRAYSCALE") else 3
+        return (1, channels, int(image.height), int(image.width)), ""
+    array = kind.multiArrayType
+    dtypes = {"FLOAT16": "fp16", "FLOAT32": "fp32", "INT32": "int32"}
+    flexible = array.WhichOneof("ShapeFlexibility") is not None
+    return () if flexible else tuple(array.shape), dtypes.get(array.ArrayDataType.Name(array.dataType), "")
 
 
 def _check_weights(programs: dict[str, Program]) -> None:

@@ -111,7 +111,10 @@ class AppleRuntime:
             from PIL import Image
 
             given = {n: Image.fromarray(v) if function.is_image else v for n, v in inputs.items()}
-            outputs: Mapping[str, np.ndarray] = model.predict(given)
+            try:
+                outputs: Mapping[str, np.ndarray] = model.predict(given)
+            except RuntimeError as exc:  # Core ML's own errors, such as a Neural Engine that is out of memory
+                raise EncoderError(f"Core ML can't run {package}: {exc}; use vision='mlx'") from exc
             return outputs
 
         return predict
