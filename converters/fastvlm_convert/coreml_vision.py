@@ -8,11 +8,13 @@ Sizes are functions, not flexible shapes: those add gathers, casts and reports o
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -25,11 +27,11 @@ from fastvlm_mlx.config import VisionConfig, check_side
 from fastvlm_mlx.errors import InputError
 
 if TYPE_CHECKING:
-    from fastvlm_convert.torch_fastvithd import Attention, FastViTHD
+    from fastvlm_convert.torch_fastvithd import FastViTHD
 
 INPUT, OUTPUT = "image", "image_features"
 TARGETS = ("macOS14", "macOS15")  # macOS 15 is needed for several functions in a package
-ATTENTION = ("batched", "split", "sdpa")
+Attention = Literal["batched", "split", "sdpa"]
 DEFAULT_SIDES = (256, 512, 768, 1024)
 MAX_SIDE = 1536
 # Fused again, LayerNorm would be what torch_fastvithd takes apart.
@@ -58,7 +60,7 @@ class Size:
             InputError: not of that form. ResolutionError: not multiples of 64.
         """
         parts = text.strip().lower().split("x")
-        if not (1 <= len(parts) <= 2 and all(part.isdigit() for part in parts)):
+        if not (1 <= len(parts) <= 2 and all(part.isdecimal() for part in parts)):
             raise InputError(f"a resolution is SIDE or HEIGHTxWIDTH in pixels, such as 768 or 1024x576; got {text!r}")
         sides = [int(part) for part in parts]
         for side in sides:
@@ -78,15 +80,15 @@ class PackageOptions:
     """How the package is made; see `fastvlm-convert --help`."""
 
     sizes: tuple[Size, ...] = tuple(Size(side, side) for side in DEFAULT_SIDES)
-    attention: str = "batched"
+    attention: Attention = "batched"
     bits: int = 16
     min_target: str = "macOS15"
     range_safety: bool = True
 
     def __post_init__(self) -> None:
         """Raise InputError for what can't go together."""
-        if self.attention not in ATTENTION:
-            raise InputError(f"--attention must be one of {', '.join(ATTENTION)}, got {self.attention!r}")
+        if self.attention not in get_args(Attention):
+            raise InputError(f"--attention must be one of {', '.join(get_args(Attention))}, got {self.attention!r}")
         if self.min_target not in TARGETS:
             raise InputError(f"--min-target must be one of {', '.join(TARGETS)}, got {self.min_target!r}")
         if self.bits not in (16, 8):
@@ -164,8 +166,8 @@ def convert_package(
         ranges: exponents of `measure_ranges`.
         progress: called with what is being done.
     """
-    network = build_network(config, weights, options.attention, ranges, rounded=True)  # type: ignore[arg-type]
-    with TemporaryDirectory(prefix="fastvlm-coreml-", dir=target.parent) as folder, quiet():
+    network = build_network(config, weights, options.attention, ranges, rounded=True)
+    with TemporaryDirectory(prefix="fastvlm-coreml-", dir=target.parent) as folder, quiet(), _temporary_in(folder):
         import coremltools as ct
 
         parts = {}
@@ -182,6 +184,16 @@ def convert_package(
             descriptor.add_function(str(path), src_function_name="main", target_function_name=name)
         descriptor.default_function_name = options.sizes[-1].function
         ct.utils.save_multifunction(descriptor, str(target))
+
+
+@contextmanager
+def _temporary_in(folder: str) -> Iterator[None]:
+    """Have coremltools put its own copies of a package there: on the disk that was asked for room, and cleaned up."""
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _convert(network: FastViTHD, size: Size, options: PackageOptions) -> Any:

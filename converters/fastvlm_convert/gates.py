@@ -80,7 +80,7 @@ def check_package(
         if size not in programs:
             there = ", ".join(found.function for found in programs)
             raise ResolutionError(f"{subject.package} has no function {size.function}; it has {there}")
-    gates = _Gates(subject, package, runtime)
+    gates = _Gates(subject, package, _able(runtime, subject.package, say))
     records: list[CheckRecord] = []
     for size in sizes or programs:
         for index, pixels in enumerate((pictures or verification()).at(size)):
@@ -110,6 +110,17 @@ def core_ml() -> Runtime | None:
         return None
 
 
+def _able(runtime: Runtime | None, package: Path, say: Callable[[str], object]) -> Runtime | None:
+    """The runtime, unless this system is too old for the package, which then is for others."""
+    try:
+        if runtime:
+            runtime.functions(package)
+    except EncoderError as exc:
+        say(f"leaving Core ML out: {exc}")
+        return None
+    return runtime
+
+
 class _Gates:
     """The two reference networks, and the comparisons with them."""
 
@@ -120,7 +131,7 @@ class _Gates:
         self._stored = build_network(
             subject.config,
             subject.weights,
-            attention,  # type: ignore[arg-type]
+            attention,
             subject.ranges,
             rounded=True,
             bits=subject.options.bits,

@@ -38,6 +38,7 @@ from fastvlm_convert.source import Checkpoint, read_json
 from fastvlm_convert.tokenizer import read_tokenizer
 from fastvlm_convert.verify import verify_bundle
 from fastvlm_convert.vision_package import (
+    REMEDY,
     Gates,
     Request,
     add_package,
@@ -48,7 +49,7 @@ from fastvlm_convert.vision_package import (
 from fastvlm_convert.vision_weights import from_checkpoint
 from fastvlm_mlx.bundle import CONFIG, DECODER, PACKAGE, TOKENIZER, VISION
 from fastvlm_mlx.config import ModelConfig, QuantizationConfig, from_dict
-from fastvlm_mlx.errors import CheckpointError, VerificationError
+from fastvlm_mlx.errors import CheckpointError, FastVLMError
 from fastvlm_mlx.files import replaced_folder, require_space
 from fastvlm_mlx.manifest import CoreMLRecord, Source
 
@@ -114,7 +115,8 @@ def convert(
     if is_up_to_date(target, origin, made_with, licence, gates.accepts if request else lambda _: True):
         if request and gates.every_size:
             checks = verify_bundle(target, checkpoint=source, say=lambda step: progress(step, 0, 0))
-            raise_failures(checks, "convert into another folder and compare")
+            if not gates.force:
+                raise_failures(checks, REMEDY)
         return Result(target, True, ())
     tensors, config, warnings = _read_model(checkpoint, layout, origin.id, options)
     if (tokenizer := read_tokenizer(source)) is None:
@@ -226,10 +228,11 @@ def _make_package(
     weights = from_checkpoint(checkpoint, tensors, config.vision)
     try:
         return add_package(folder, config.vision, weights, request, lambda step: progress(step, 0, 0))
-    except VerificationError as exc:
+    except Exception as exc:  # whatever it is: what nobody asked for doesn't cost the rest of the bundle
         if not request.gates.optional:
             raise
-        warnings.append(f"the bundle has no Core ML package: {exc}")
+        kind = "" if isinstance(exc, FastVLMError) else f"{type(exc).__name__}: "
+        warnings.append(f"the bundle has no Core ML package: {kind}{exc}")
         shutil.rmtree(folder / PACKAGE, ignore_errors=True)
         return None
 

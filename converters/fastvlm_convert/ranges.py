@@ -2,7 +2,8 @@
 
 The published weights drive stage 5 beyond float16's 65,504. A stage's residual stream can be held smaller: its
 entry convolution, the last matrix of every branch and every bias on the stream are scaled by 2^-e, and the
-matrices that read the stream by 2^e; LayerNorm doesn't see the scale once its epsilon is scaled by 2^-2e. A
+matrices that read the stream by 2^e; LayerNorm doesn't see the scale once its epsilon is scaled by 2^-2e (where that is
+below float16's least, coremltools stores the least, 6e-8: it only keeps a flat map from dividing by 0). A
 LayerNorm's squares are kept in range by scaling the difference by 2^-k and epsilon by 2^-2k more. The hidden
 layer of a block, before its GELU, is held at 2^-m where it needs it (torch_fastvithd.shifted_gelu). Powers of two
 change no mantissa, so float32 computes the same bits, but for subnormals.

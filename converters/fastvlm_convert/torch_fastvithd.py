@@ -16,20 +16,19 @@ Source of the rules: Apple, "Deploying Transformers on the Apple Neural Engine";
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastvlm_convert.coreml_vision import Attention
 from fastvlm_convert.ranges import EXPANSION, NormScale, Ranges
 from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.vision.fastvithd import ATTENTION_FROM, NORM_EPS
 
 GELU_BEND = 16.0  # GELU is ReLU beyond it, in float32 too
 
-Attention = Literal["batched", "split", "sdpa"]
 Probe = Callable[[str, Tensor], None]
 
 

@@ -24,7 +24,7 @@ from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.config import from_dict
 from fastvlm_mlx.errors import BundleError, InputError
 from fastvlm_mlx.files import write_text
-from fastvlm_mlx.manifest import CheckRecord
+from fastvlm_mlx.manifest import CheckRecord, Manifest
 
 
 def verify_bundle(
@@ -58,11 +58,22 @@ def verify_bundle(
     weights = _weights_of_source(bundle, checkpoint) if checkpoint else from_bundle(bundle)
     subject = Subject(path / PACKAGE, vision, weights, options, ranges_of(record))
     checks = check_package(subject, sizes, runtime=core_ml(), say=say)
-    done = {check.function for check in checks}
-    kept = [check for check in record.checks if check.function not in done]
-    record = dataclasses.replace(record, checks=(*kept, *checks))
-    write_text(path / MANIFEST, dataclasses.replace(bundle.manifest, coreml=record).to_json())
+    _record(path, bundle.manifest, checks, say)
     return checks
+
+
+def _record(path: Path, checked: Manifest, checks: Sequence[CheckRecord], say: Callable[[str], object]) -> None:
+    """Put the outcome into the manifest, as it is now: another run may have written to it meanwhile."""
+    now = Manifest.from_file(path / MANIFEST)
+    if now.coreml is None or now.files != checked.files:
+        raise BundleError(f"{path} was made anew while it was checked; run the check again")
+    done = {check.function for check in checks}
+    kept = [check for check in now.coreml.checks if check.function not in done]
+    record = dataclasses.replace(now.coreml, checks=(*kept, *checks))
+    try:
+        write_text(path / MANIFEST, dataclasses.replace(now, coreml=record).to_json())
+    except OSError as exc:  # the outcome is worth more than its record
+        say(f"the outcome isn't in {path / MANIFEST}, which can't be written: {exc.strerror}")
 
 
 def _weights_of_source(bundle: Bundle, folder: Path) -> dict[str, np.ndarray]:

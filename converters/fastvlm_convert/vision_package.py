@@ -19,7 +19,7 @@ from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.errors import MissingDependencyError, VerificationError
 from fastvlm_mlx.manifest import CheckRecord, CoreMLRecord, Manifest
 
-_REMEDY = "--force writes it all the same, --no-coreml leaves it out"
+REMEDY = "--force writes it all the same, --no-coreml leaves it out"
 
 Say = Callable[[str], object]
 
@@ -100,7 +100,7 @@ def add_package(
     sizes, runtime = (options.sizes, core_ml()) if gates.every_size else ((telling_size(options.sizes),), None)
     checks = check_package(subject, sizes, runtime=runtime, say=say)
     if not gates.force:
-        raise_failures(checks, _REMEDY)
+        raise_failures(checks, REMEDY)
     return record_of(ranges, request.pictures, checks)
 
 
@@ -121,7 +121,7 @@ def _check_headroom(ranges: Ranges, gates: Gates) -> None:
         value = ranges.maxima[beyond[0]]
         raise VerificationError(
             f"the Core ML package would overflow float16: {beyond[0]} reaches {value:.3g} on the calibration pictures, "
-            f"the limit is {FLOAT16_MAX:.0f}; {_REMEDY}"
+            f"the limit is {FLOAT16_MAX:.0f}; {REMEDY}"
         )
 
 

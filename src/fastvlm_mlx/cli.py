@@ -94,8 +94,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments and (module := FORWARDED.get(arguments[0])):
-        return run_converter(arguments[1:], module)
+    forwarded = [index for index, argument in enumerate(arguments) if argument in FORWARDED]
+    if forwarded and all(argument == "--debug" for argument in arguments[: forwarded[0]]):
+        command = arguments.pop(forwarded[0])
+        return run_converter(arguments, FORWARDED[command])
     return run(build_parser(), lambda args: args.action(args), arguments)
 
 

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from fastvlm_mlx._version import __version__
+from fastvlm_mlx.converter import EXIT_INTERRUPTED
 from fastvlm_mlx.errors import FastVLMError
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_FAILED = 1
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fastvlm_mlx.errors import BundleError, ConfigError, ResolutionError
 
@@ -192,7 +192,7 @@ def _value(hint: Any, value: object, where: str) -> object:
             return tuple(_value(h, v, where) for h, v in zip(inner, value, strict=True))
     elif origin is dict and isinstance(value, dict):
         return {str(k): _value(args[1], v, f"{where}[{k}]") for k, v in value.items()}
-    elif hint is object:
+    elif hint is object or (origin is Literal and value in args):
         return value
     elif is_dataclass(hint) and isinstance(hint, type):
         return from_dict(hint, value, where)

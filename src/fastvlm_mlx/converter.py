@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+EXIT_INTERRUPTED = 130
+
 # Sub-command of `fastvlm` -> module of the converter that is it.
 FORWARDED = {"verify": "fastvlm_convert.verify", "placement": "fastvlm_convert.placement"}
 
@@ -27,4 +29,7 @@ def run_converter(arguments: Sequence[str], module: str = "fastvlm_convert", sil
     # -P: no file of the current folder may stand in for a module.
     command = [sys.executable, "-P", "-m", module, *arguments]
     nothing = subprocess.DEVNULL if silent else None
-    return subprocess.run(command, stdin=nothing, stdout=nothing, check=False).returncode
+    try:
+        return subprocess.run(command, stdin=nothing, stdout=nothing, check=False).returncode
+    except KeyboardInterrupt:  # it got the signal too, and has said so
+        return EXIT_INTERRUPTED

@@ -1,12 +1,14 @@
-"""Packages as the converter makes them, for the tests of their gates."""
+"""Core ML packages and bundles as the converter makes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from fastvlm_convert import verify, vision_package
+from fastvlm_convert.cli import main
 from fastvlm_convert.coreml_vision import PackageOptions, Size, convert_package
 from fastvlm_convert.gates import Subject
 from fastvlm_convert.ranges import Ranges
@@ -30,3 +32,21 @@ def subject(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPath
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_core_ml() -> Iterator[None]:
+    """On a Mac too: what Core ML itself makes of a package is for the tests marked `apple`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (vision_package, verify):
+            patch.setattr(module, "core_ml", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def converted(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `fastvlm-convert` makes of tiny, with three sizes and every gate; don't change it."""
+    target = tmp_path_factory.mktemp("converted") / "tiny"
+    argv = [str(checkpoint("tiny")), "-o", str(target), "--resolutions", "128,256,128x192", "--verify"]
+    assert main(argv) == 0
+    return target

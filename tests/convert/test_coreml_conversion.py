@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from fastvlm_mlx.loading import assemble, warm_up
 from fastvlm_mlx.manifest import Manifest
 from fastvlm_mlx.vision.coreml import CoreMLVisionEncoder
 from support.folded import folded_vision
-from support.layouts import to_apple_mlx, to_mlx_vlm, to_transformers
+from support.layouts import to_mlx_vlm, to_transformers
 from support.seeded import golden, golden_prompt, relative_l2
 
 torch = pytest.importorskip("torch", reason="the convert extra isn't installed")
@@ -32,24 +31,6 @@ from fastvlm_convert import verify  # noqa: E402
 from support.checker_runtime import CheckerRuntime  # noqa: E402
 
 SMALL = PackageOptions(sizes=(Size(128, 128),))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_core_ml():
-    """On a Mac too: what Core ML itself makes of a package is test_apple's to say."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (vision_package, verify):
-            patch.setattr(module, "core_ml", lambda: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def converted(checkpoint, tmp_path_factory) -> Path:
-    """What `fastvlm-convert` makes of tiny, with three sizes and every gate; don't change it."""
-    target = tmp_path_factory.mktemp("converted") / "tiny"
-    argv = [str(checkpoint("tiny")), "-o", str(target), "--resolutions", "128,256,128x192", "--verify"]
-    assert main(argv) == 0
-    return target
 
 
 @pytest.mark.parametrize("kind", ["one image", "two images"])
@@ -167,6 +148,65 @@ def test_a_failing_package_that_nobody_asked_for_is_left_out(checkpoint, tmp_pat
     assert not convert(source, target, unsafe, gates=Gates(force=True)).up_to_date
 
 
+@pytest.mark.parametrize(
+    ("passed", "gates", "accepted"),
+    [
+        ([True, True], Gates(), True),
+        ([True, False], Gates(), False),
+        ([True, False], Gates(force=True), True),
+        (None, Gates(), False),
+        (None, Gates(optional=True), True),
+        (None, Gates(optional=True, force=True), False),
+    ],
+)
+def test_which_outcomes_stand(converted, passed, gates, accepted):
+    manifest = Bundle.open(converted).manifest
+    assert manifest.coreml
+    checks = [replace(check, passed=good) for check, good in zip(manifest.coreml.checks, passed or [], strict=False)]
+    record = None if passed is None else replace(manifest.coreml, checks=tuple(checks))
+    assert gates.accepts(replace(manifest, coreml=record)) == accepted
+
+
+def test_broken_tools_cost_the_package_only(checkpoint, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ImportError("libtorch_cpu.so: cannot open shared object file")
+
+    monkeypatch.setattr(vision_package, "convert_package", broken)
+    with pytest.raises(ImportError):
+        convert(checkpoint("tiny"), tmp_path / "b", Options(package=SMALL))
+    result = convert(checkpoint("tiny"), tmp_path / "b", Options(package=SMALL), gates=Gates(optional=True))
+    assert any("has no Core ML package: ImportError: libtorch_cpu.so" in warning for warning in result.warnings)
+    assert Bundle.open(tmp_path / "b").manifest.coreml is None
+
+
+def test_forced_twice_with_every_gate(checkpoint, tmp_path):
+    unsafe, gates = Options(package=replace(SMALL, range_safety=False)), Gates(every_size=True, force=True)
+    for again in (False, True):
+        assert convert(checkpoint("tiny-hot"), tmp_path / "b", unsafe, gates=gates).up_to_date == again
+
+
+def test_temporary_files_lie_beside_the_bundle(checkpoint, tmp_path, monkeypatch):
+    """On the disk that was asked for room; nothing of them is left."""
+    import tempfile
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o500)
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    seen = []
+    original = tempfile.mkdtemp
+
+    def noted(*args, **kwargs):
+        seen.append(original(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", noted)
+    convert(checkpoint("tiny"), tmp_path / "out" / "b", Options(package=SMALL))
+    assert len(seen) > 2
+    assert all(Path(folder).is_relative_to(tmp_path / "out") for folder in seen)
+    assert tempfile.tempdir == str(elsewhere)
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["b"]
+
+
 def test_what_no_power_of_two_helps_is_said_before_the_package_is_made(checkpoint, tmp_path, monkeypatch):
     """Features beyond float16: measured, named, and nothing is written."""
     _, weights = folded_vision(checkpoint("tiny"))
@@ -182,57 +222,6 @@ def test_every_layout_gives_the_same_weights(checkpoint, tmp_path, layout):
     found, right = (folded_vision(path)[1] for path in (layout(checkpoint("tiny"), tmp_path / "s"), checkpoint("tiny")))
     assert found.keys() == right.keys()
     assert all(np.array_equal(found[name], right[name]) for name in right)
-
-
-def test_the_command_verify(converted, tmp_path, capsys):
-    folder = shutil.copytree(converted, tmp_path / "copy")
-    assert verify.main([str(folder), "--resolutions", "128", "--json"]) == 0
-    checks = json.loads(capsys.readouterr().out)
-    assert [check["executor"] for check in checks] == ["checker, float32", *["checker, float16"] * 2]
-    assert all(check["passed"] for check in checks)
-    assert verify.main([str(folder), "--resolutions", "512"]) == 2
-    assert "has no function r512; it has r128, r256, r128x192" in capsys.readouterr().err
-
-
-def test_verify_finds_what_the_hashes_cannot(converted, tmp_path, capsys):
-    """A package that was swapped for another one, hashes and all."""
-    folder = shutil.copytree(converted, tmp_path / "copy")
-    data = json.loads((folder / "manifest.json").read_text())
-    file = next(folder.glob("vision.mlpackage/Data/*/weights/weight.bin"))
-    values = bytearray(file.read_bytes())
-    values[-4000:-2000:2] = bytes(1000)  # the low bytes of 1,000 float16 weights
-    file.write_bytes(values)
-    import hashlib
-
-    data["files"][file.relative_to(folder).as_posix()]["sha256"] = hashlib.sha256(values).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(data))
-    assert verify.main([str(folder), "--resolutions", "128"]) == 1
-    out, err = capsys.readouterr()
-    assert "FAILED  r128, checker, float32" in out
-    assert "fails" in err.splitlines()[-1]
-    record = Manifest.from_file(folder / "manifest.json").coreml
-    assert record
-    assert not next(check.passed for check in record.checks if check.function == "r128")
-
-
-def test_rounded_vision_weights_are_no_reference(checkpoint, tmp_path, capsys):
-    options = Options(vision_dtype="bfloat16", package=SMALL)
-    folder = convert(checkpoint("tiny"), tmp_path / "b", options).path
-    assert verify.main([str(folder)]) == 2
-    assert "rounded weights, which are no reference; give the source with --checkpoint" in capsys.readouterr().err
-    assert verify.main([str(folder), "--checkpoint", str(checkpoint("tiny"))]) == 0
-    assert verify.main([str(folder), "--checkpoint", str(checkpoint("tiny-untied"))]) == 2
-    assert "isn't what" in capsys.readouterr().err
-
-
-def test_nothing_to_verify(bundle, checkpoint, tmp_path, capsys):
-    assert verify.main([str(bundle("tiny"))]) == 2
-    assert "has no vision.mlpackage" in capsys.readouterr().err
-    source = to_apple_mlx(checkpoint("tiny"), tmp_path / "source")
-    folder = convert(source, tmp_path / "apple", Options(package=SMALL)).path
-    assert (folder / "vision.mlpackage").is_dir()
-    assert verify.main([str(folder)]) == 2
-    assert "carried along from the source" in capsys.readouterr().err
 
 
 def test_warm_up_runs_each_function_once(converted):

@@ -72,6 +72,30 @@ def test_memory_of_a_bin_checkpoint(tmp_path):
     assert peak <= 1.2 * largest + 1e9, f"{peak / 1e6:.0f} MB for a file of {largest / 1e6:.0f} MB"
 
 
+def test_five_sizes_in_one_package(source, tmp_path):
+    """Weights stored once; nothing in it that keeps work off the Neural Engine, by the static rules."""
+    pytest.importorskip("torch", reason="the convert extra isn't installed")
+    from fastvlm_convert.ane_report import report
+    from fastvlm_convert.coreml_vision import PackageOptions, Size, convert_package
+    from fastvlm_convert.ranges import Ranges
+    from support.folded import folded_vision
+    from support.mil_programs import quiet
+
+    sizes = Size.parse_list("256,512,768,1024,1536")
+    package = tmp_path / "vision.mlpackage"
+    with quiet():
+        convert_package(*folded_vision(source), package, PackageOptions(sizes=sizes), Ranges())
+        reports = {found.function: found for found in report(package)}
+    assert sum(file.stat().st_size for file in package.rglob("*") if file.is_file()) <= 250e6
+    assert reports.keys() == {size.function for size in sizes}
+    assert sum(reports["r1024"].macs.values()) == pytest.approx(243.4e9, rel=1e-3)
+    for found in reports.values():
+        assert found.eligible_share == 1.0
+        assert not [finding for finding in found.findings if finding.blocks]
+        assert not {"linear", "layer_norm", "batch_norm", "avg_pool", "max_pool"} & set(found.ops)
+        assert {finding.rule for finding in found.findings} <= {"large activation", "last-axis transpose"}
+
+
 def test_an_answer_at_1024_px(source, tmp_path):
     from fastvlm_convert.pipeline import convert
 

@@ -11,7 +11,7 @@ from support.seeded import PRESETS, SIZES, golden, relative_l2
 torch = pytest.importorskip("torch", reason="the convert extra isn't installed")
 
 from fastvlm_convert.coreml_vision import build_network, measure_ranges  # noqa: E402
-from fastvlm_convert.ranges import FLOAT16_MAX, STREAM_LIMIT, Ranges, stream_exponent  # noqa: E402
+from fastvlm_convert.ranges import FLOAT16_MAX, STREAM_LIMIT, Meter, Ranges, stream_exponent  # noqa: E402
 from fastvlm_convert.rounding import round_float16  # noqa: E402
 from fastvlm_convert.torch_fastvithd import shifted_gelu  # noqa: E402
 
@@ -66,6 +66,28 @@ def test_measured_maxima_and_headroom(checkpoint):
     assert all(bits > 0 for bits in ranges.headroom.values())
     tame = measure_ranges(*folded_vision(checkpoint("tiny")), [golden("tiny")["pixels_256x256"]])
     assert (tame.streams, tame.norms, tame.hidden) == ({}, {}, {})
+
+
+def test_exponents_of_measured_maxima():
+    """By hand: 3 bits free for what isn't squared, 2 for a sum of squares over channels, headroom after scaling."""
+    meter = Meter()
+    meter("stages.4.stream", torch.full((1, 2, 1, 1), 3 * STREAM_LIMIT))  # 2 bits over
+    meter("stages.4.blocks.0.ffn.fc1", torch.full((1, 1, 1, 1), -STREAM_LIMIT * 16))
+    # 16 channels of 512 sum up to 2^22: 2^8 over the limit of 2^14, of which the stream's 2^2 takes 2^4; the norm 2^2
+    meter("stages.4.blocks.0.norm.difference", torch.full((1, 16, 2, 2), 512.0))
+    meter("stages.4.blocks.1.norm.difference", torch.full((1, 16, 2, 2), 64.0))
+    meter("stages.3.downsample.pointwise", torch.full((1, 1, 1, 1), STREAM_LIMIT * 2))
+    meter("features", torch.full((1, 1, 1, 1), FLOAT16_MAX * 2))
+    ranges = meter.choose()
+    assert ranges.streams == {4: 2}
+    assert ranges.norms == {"stages.4.blocks.0": 3}  # the limit is 16376, a little under 2^14
+    assert ranges.hidden == {"stages.4.blocks.0": 4, "stages.3.downsample.pointwise": 1}
+    bits = ranges.headroom
+    assert bits["stages.4.stream"] == pytest.approx(5 - np.log2(3))
+    assert bits["stages.4.blocks.0.ffn.fc1"] == pytest.approx(3)
+    assert bits["stages.3.downsample.pointwise"] == pytest.approx(3)
+    assert bits["stages.4.blocks.0.norm.difference"] == pytest.approx(np.log2(FLOAT16_MAX / 128))
+    assert bits["features"] == pytest.approx(-1)
 
 
 def test_a_patch_embedding_beyond_float16_is_held(checkpoint):

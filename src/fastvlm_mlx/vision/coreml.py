@@ -47,6 +47,9 @@ class CoreMLVisionEncoder:
         self._package, self._runtime, self._units = package, runtime, compute_units
         self._functions = {(f.height, f.width): f for f in runtime.functions(package)}
         self._open: dict[tuple[int, int], Predict] = {}
+        self._failed: dict[tuple[int, int], str] = {}  # compiling again for every image could take minutes each
+        # Core ML may read an input after `predict` has returned (coremltools 2827): arrays are kept and filled anew.
+        self._arrays: dict[tuple[int, int], np.ndarray] = {}
         self._lock = threading.Lock()  # a Core ML model runs one prediction at a time
 
     @property
@@ -74,8 +77,14 @@ class CoreMLVisionEncoder:
                 "use vision='mlx', or convert again with --resolutions"
             )
         function = self._functions[size]
+        if size in self._failed:
+            raise EncoderError(self._failed[size])
         if size not in self._open:
-            self._open[size] = self._runtime.open(self._package, function, self._units)
+            try:
+                self._open[size] = self._runtime.open(self._package, function, self._units)
+            except EncoderError as exc:
+                self._failed[size] = str(exc)
+                raise
         return function
 
     def warm_up(self, size: tuple[int, int]) -> tuple[float, float]:
@@ -101,7 +110,8 @@ class CoreMLVisionEncoder:
     def _predict(self, function: Function, size: tuple[int, int], image: np.ndarray) -> mx.array:
         given = image
         if not function.is_image:
-            given = np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
+            given = self._arrays.setdefault(size, np.empty((1, 3, *size), np.float32))
+            np.divide(image.transpose(2, 0, 1)[None], np.float32(255), out=given)
         features = np.asarray(self._open[size]({function.input: given})[function.output])
         return mx.array(features.astype(np.float16)).reshape(-1, features.shape[-1])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -27,7 +28,8 @@ Predict = Callable[[Mapping[str, "np.ndarray"]], Mapping[str, "np.ndarray"]]
 
 COMPUTE_UNITS = ("CPU_AND_NE", "ALL", "CPU_AND_GPU", "CPU_ONLY")
 _SLOW_SECONDS = 2.0  # a load that takes longer gets a word of explanation
-_LEAST_MACOS = (14, 0)
+_LEAST_MACOS = 14  # of a package with a single function
+_FIRST_SPECIFICATION = 8 - _LEAST_MACOS  # macOS 14 reads version 8 of the format, 15 reads 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +78,22 @@ class AppleRuntime:
             EncoderError: no macOS, too old a one, or coremltools isn't installed.
         """
         if sys.platform != "darwin":
-            raise EncoderError("Core ML runs on macOS only; use vision='mlx' here")
-        release = tuple(int(part) for part in platform.mac_ver()[0].split(".")[:2])
-        if release < _LEAST_MACOS:
-            raise EncoderError(
-                f"the Core ML package needs macOS {_LEAST_MACOS[0]} or newer, this is {platform.mac_ver()[0]}; "
-                "use vision='mlx'"
-            )
+            raise EncoderError(f"Core ML runs on macOS only, this is {platform.system()}; vision='mlx' runs here")
+        self._macos: int = int(platform.mac_ver()[0].split(".")[0])
+        self._require_macos(_LEAST_MACOS)
         try:
             import coremltools
         except ImportError as exc:
             raise EncoderError("Core ML needs coremltools: pip install coremltools, or use vision='mlx'") from exc
         self._ct: Any = coremltools
+        self._caches: dict[Path, Path] = {}  # package -> its compiled form, so that it is hashed once
+
+    def _require_macos(self, release: int) -> None:
+        if self._macos < release:
+            raise EncoderError(
+                f"the Core ML package needs macOS {release} or newer, this is {platform.mac_ver()[0]}; vision='mlx' "
+                "runs here"
+            )
 
     def functions(self, package: Path) -> list[Function]:
         """Read a package's description; see `Runtime.functions`."""
@@ -95,6 +101,7 @@ class AppleRuntime:
             spec = self._ct.utils.load_spec(str(package))
         except Exception as exc:  # coremltools raises bare Exception on anything it can't read
             raise BundleError(f"{package} is no readable Core ML package: {exc}; convert the model again") from exc
+        self._require_macos(int(spec.specificationVersion) - _FIRST_SPECIFICATION)
         return describe(spec)
 
     def open(self, package: Path, function: Function, compute_units: str) -> Predict:
@@ -102,8 +109,7 @@ class AppleRuntime:
         units = getattr(self._ct.ComputeUnit, compute_units)
         try:
             with _explain_if_slow(f"preparing FastViTHD for {compute_units}: the first time can take minutes"):
-                compiled = self._compiled(package)
-                model = self._ct.models.CompiledMLModel(str(compiled), units, function_name=function.name)
+                model = self._load(package, units, function.name)
         except Exception as exc:  # as above; Core ML's own errors arrive as RuntimeError
             raise EncoderError(f"Core ML can't load {package}: {exc}; use vision='mlx'") from exc
 
@@ -119,17 +125,43 @@ class AppleRuntime:
 
         return predict
 
+    def _load(self, package: Path, units: Any, function: str | None) -> Any:
+        """Load the compiled form; one that can't be loaded, such as half of one, is made again once."""
+        load, known = self._ct.models.CompiledMLModel, self._cache(package).exists()
+        try:
+            return load(str(self._compiled(package)), units, function_name=function)
+        except Exception:
+            if not known:
+                raise
+            shutil.rmtree(self._cache(package), ignore_errors=True)
+            return load(str(self._compiled(package)), units, function_name=function)
+
     def _compiled(self, package: Path) -> Path:
-        key = f"{package_hash(package)}:{platform.mac_ver()[0]}:{platform.version()}:{self._ct.__version__}"
-        target = cache_dir() / "coreml" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.mlmodelc"
+        target = self._cache(package)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
                 made = Path(folder) / target.name
                 self._ct.models.utils.compile_model(str(package), str(made))
-                if not target.exists():  # another process may have been quicker
-                    shutil.move(made, target)
+                try:
+                    made.rename(target)
+                except OSError:
+                    if not target.exists():  # otherwise another process was quicker
+                        raise
         return target
+
+    def _cache(self, package: Path) -> Path:
+        if package not in self._caches:
+            key = f"{package_hash(package)}:{_os_build()}:{self._ct.__version__}"
+            name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.mlmodelc"
+            self._caches[package] = cache_dir() / "coreml" / name
+        return self._caches[package]
+
+
+def _os_build() -> str:
+    """The build of macOS, such as 24G84: it changes with updates that leave the release's number alone."""
+    done = subprocess.run(["/usr/bin/sw_vers", "-buildVersion"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or platform.version()
 
 
 def describe(spec: Any) -> list[Function]:
