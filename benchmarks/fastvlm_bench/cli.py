@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fastvlm_bench import accuracy
 from fastvlm_bench.machine import describe_machine
 from fastvlm_bench.report import Report, format_report, to_json
 from fastvlm_bench.runner import PHOTO_SIZE, Plan, precision, question, run_plan, sample_photo
@@ -19,7 +21,9 @@ from fastvlm_mlx.files import write_text
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; light, so that `--help` is quick."""
     parser = argparse.ArgumentParser(
-        prog="fastvlm-bench", description="Measure the time to first token, stage by stage, on this machine."
+        prog="fastvlm-bench",
+        description="Measure the time to first token, stage by stage, on this machine. "
+        "`fastvlm-bench accuracy` counts right answers instead.",
     )
     parser.add_argument(
         "--resolution",
@@ -45,7 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return run(build_parser(), _bench, argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["accuracy"]:
+        return accuracy.main(arguments[1:])
+    return run(build_parser(), _bench, arguments)
 
 
 def _bench(args: argparse.Namespace) -> None:
