@@ -1,0 +1,205 @@
+"""Rendered text: signs with a word or a number, and the small labels of charts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from nano.backdrops import Backdrop
+from nano.dice import Dice
+from nano.paint import edge, legible, shaded
+from nano.vocabulary import (
+    ALPHABET,
+    COLOURS,
+    HELD_OUT_FONTS,
+    HELD_OUT_WORDS,
+    LETTERS_PER_CELL,
+    SHADES,
+    TRAIN_FONTS,
+    TRAIN_WORDS,
+    Rgb,
+    held_out_number,
+)
+
+MEASURE = 200  # size at which a font's proportions are taken, so that the plan is the same for every side
+SMALLEST, LARGEST = 0.11, 0.34  # size of text, as a part of the picture's side
+PLATE = 0.22  # how far a plate reaches beyond the text, in sizes of the text
+
+
+@dataclass(frozen=True, slots=True)
+class Lettering:
+    """A line of text; lengths are parts of the picture's side.
+
+    Attributes:
+        text: characters of ALPHABET.
+        font: name of the file, without ".ttf".
+        size: of the font.
+        x: of the text's centre.
+        y: of the text's centre.
+        angle: anticlockwise, in degrees.
+        rgb: its shade.
+        colour: index into COLOURS; -1 for labels, whose colour nobody asks for.
+        plate: shade of the rectangle behind it.
+        plate_name: its colour, "" without one.
+        rim: shade of the edge around each character.
+    """
+
+    text: str
+    font: str
+    size: float
+    x: float
+    y: float
+    angle: float
+    rgb: Rgb
+    colour: int = -1
+    plate: Rgb | None = None
+    plate_name: str = ""
+    rim: Rgb | None = None
+
+    @property
+    def is_number(self) -> bool:
+        """Whether a number is written, not a word."""
+        return self.text.isdigit()
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Width and height of the upright rectangle that it fills, with its plate."""
+        width, height = proportions(self.font, self.text)
+        margin = 2 * PLATE if self.plate else 0.08
+        return turned((width + margin) * self.size, (height + margin) * self.size, self.angle)
+
+
+def turned(width: float, height: float, angle: float) -> tuple[float, float]:
+    """Size of the upright rectangle around one turned by `angle` degrees."""
+    sine, cosine = abs(math.sin(math.radians(angle))), math.cos(math.radians(angle))
+    return width * cosine + height * sine, width * sine + height * cosine
+
+
+@lru_cache(maxsize=512)
+def _font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
+    # The basic layout is in every build of Pillow; the other one would place characters a little differently.
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+    return ImageFont.truetype(path, pixels, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=4096)
+def proportions(font: str, text: str) -> tuple[float, float]:
+    """Width and height of the ink, in sizes of the font."""
+    left, top, right, bottom = _font(font, MEASURE).getbbox(text)
+    return (right - left) / MEASURE, (bottom - top) / MEASURE
+
+
+@cache
+def _advance(font: str, character: str) -> float:
+    return _font(font, MEASURE).getlength(character)
+
+
+def centres(lettering: Lettering) -> list[tuple[float, float]]:
+    """Where the middle of each character lies: x and y as parts of the picture's side."""
+    advances = np.array([_advance(lettering.font, character) for character in lettering.text])
+    along = (np.cumsum(advances) - advances / 2 - advances.sum() / 2) / MEASURE * lettering.size
+    angle = math.radians(lettering.angle)
+    xs, ys = lettering.x + along * math.cos(angle), lettering.y - along * math.sin(angle)
+    return [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
+
+
+def letters_of(letterings: tuple[Lettering, ...]) -> np.ndarray:
+    """Which cell of the 4 x 4 grid holds the centres of which characters.
+
+    Texts come from left to right, then from top to bottom; what a cell has no room for is left out.
+
+    Returns:
+        (4, 4, LETTERS_PER_CELL) int64: index into ALPHABET + 1, then zeros.
+    """
+    letters = np.zeros((4, 4, LETTERS_PER_CELL), np.int64)
+    filled = np.zeros((4, 4), np.int64)
+    for lettering in sorted(letterings, key=lambda text: (text.x, text.y)):
+        for character, (x, y) in zip(lettering.text, centres(lettering), strict=True):
+            cell = min(3, max(0, int(y * 4))), min(3, max(0, int(x * 4)))
+            if filled[cell] < LETTERS_PER_CELL:
+                letters[cell][filled[cell]] = ALPHABET.index(character) + 1
+                filled[cell] += 1
+    return letters
+
+
+def _text(dice: Dice, held_out: bool) -> str:
+    """A word in one of three cases, or a number of two to five digits."""
+    if dice.chance(0.3):
+        digits = dice.whole(2, 5)
+        while True:
+            number = dice.whole(10 ** (digits - 1), 10**digits - 1)
+            if held_out_number(number) == held_out:
+                return str(number)
+    word = dice.pick(HELD_OUT_WORDS if held_out else TRAIN_WORDS)
+    return dice.pick((word, word.upper(), word.capitalize()))
+
+
+def _ink(dice: Dice, backdrop: Backdrop) -> tuple[int, Rgb | None, str, Rgb | None]:
+    """Colour of the text, its plate's shade and name, its rim's shade: plate or rim wherever it needs one."""
+    if dice.chance(0.5 if backdrop.photograph else 0.15):
+        name = dice.pick([shade for shade in SHADES if shade != backdrop.name])
+        plate = SHADES[name][dice.whole(0, 1)]
+        return dice.pick(legible((plate,), name)), plate, name, None
+    colour = dice.pick(legible(backdrop.ends, backdrop.name))
+    return colour, None, "", edge(shaded(dice, colour)) if backdrop.photograph else None
+
+
+def plan_lettering(dice: Dice, backdrop: Backdrop, new_text: bool, new_font: bool, leave_room: bool) -> Lettering:
+    """A sign.
+
+    Args:
+        dice: the scene's.
+        backdrop: what it stands on.
+        new_text: a word or number of the held-out split.
+        new_font: a font of the held-out split.
+        leave_room: keep it low enough for a shape above or below it.
+    """
+    text, font = _text(dice, new_text), dice.pick(HELD_OUT_FONTS if new_font else TRAIN_FONTS)
+    colour, plate, plate_name, rim = _ink(dice, backdrop)
+    angle = dice.between(-20, 20) if dice.chance(0.7) else 0.0
+    width, height = proportions(font, text)
+    margin = 2 * PLATE if plate else 0.08
+    wide, high = turned(width + margin, height + margin, angle)
+    most = min(LARGEST, 0.96 / wide, (0.52 if leave_room else 0.96) / high)
+    size = dice.between(min(SMALLEST, most), most)
+    # Centres prefer the three rows and columns, or a position could rarely be asked for.
+    x, y = (dice.pick((1 / 6, 0.5, 5 / 6)) + dice.between(-0.09, 0.09) for _ in range(2))
+    half_width, half_height = wide * size / 2 + 0.02, high * size / 2 + 0.02
+    x, y = min(1 - half_width, max(half_width, x)), min(1 - half_height, max(half_height, y))
+    return Lettering(text, font, size, x, y, angle, shaded(dice, colour), colour, plate, plate_name, rim)
+
+
+def colour_name(lettering: Lettering) -> str:
+    """Such as "red"."""
+    return COLOURS[lettering.colour]
+
+
+def draw_lettering(picture: Image.Image, lettering: Lettering) -> None:
+    """Write it onto the picture, its ink centred."""
+    side = picture.width
+    font = _font(lettering.font, max(6, round(lettering.size * side)))
+    border = max(1, round(0.006 * side)) if lettering.rim else 0
+    left, top, right, bottom = font.getbbox(lettering.text, stroke_width=border)
+    margin = math.ceil(PLATE * lettering.size * side) if lettering.plate else 1
+    size = math.ceil(right - left) + 2 * margin, math.ceil(bottom - top) + 2 * margin
+    start = margin - left, margin - top
+    ink = Image.new("L", size)
+    ImageDraw.Draw(ink).text(start, lettering.text, 255, font)
+    layers = [(lettering.rgb, ink)]
+    if lettering.rim:
+        around = Image.new("L", size)
+        ImageDraw.Draw(around).text(start, lettering.text, 255, font, stroke_width=border)
+        layers.insert(0, (lettering.rim, around))
+    if lettering.plate:
+        layers.insert(0, (lettering.plate, Image.new("L", size, 255)))
+    for rgb, mask in layers:
+        if lettering.angle:
+            mask = mask.rotate(lettering.angle, Image.Resampling.BICUBIC, expand=True)
+        corner = round(lettering.x * side - mask.width / 2), round(lettering.y * side - mask.height / 2)
+        picture.paste(rgb, corner, mask)

@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Pictures with questions and answers, for training a small vision-language model and for judging one.
+
+    scenes.py OUT --split held-out --count 1000
+
+A scene is made from its split and seed alone, so a data set is two numbers. Held-out scenes come from other
+seeds, and three in four of them show what training never does: a font, a word or number, a shape in a colour,
+a photograph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+MODELS = Path(__file__).resolve().parents[1]
+if str(MODELS) not in sys.path:  # run as a script, Python looks in this folder, not in the one above
+    sys.path.insert(0, str(MODELS))
+
+from nano.backdrops import draw_backdrop  # noqa: E402
+from nano.charts import draw_chart  # noqa: E402
+from nano.dice import Dice  # noqa: E402
+from nano.lettering import draw_lettering, letters_of  # noqa: E402
+from nano.phrases import Question  # noqa: E402
+from nano.planning import plan_scene  # noqa: E402
+from nano.questions import ask_all  # noqa: E402
+from nano.shapes import cells_of, draw_thing  # noqa: E402
+from nano.vocabulary import (  # noqa: E402
+    ALPHABET,
+    BACKGROUNDS,
+    COLOURS,
+    FAMILIES,
+    KINDS,
+    LETTERS_PER_CELL,
+    SHAPES,
+    SPLITS,
+)
+
+__all__ = [
+    "ALPHABET",
+    "BACKGROUNDS",
+    "COLOURS",
+    "FAMILIES",
+    "KINDS",
+    "LETTERS_PER_CELL",
+    "SHAPES",
+    "SPLITS",
+    "Question",
+    "Scene",
+    "make_scene",
+    "write_scenes",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A picture and what is asked about it.
+
+    Attributes:
+        image: (side, side, 3) uint8, RGB.
+        questions: four to eight, of several kinds.
+        background: index into BACKGROUNDS.
+        cells: (4, 4, 2) int64: shape and colour of what has its centre in the cell, indices + 1; 0 for none.
+        letters: (4, 4, LETTERS_PER_CELL) int64: characters whose centres lie in the cell, from left to right,
+            indices into ALPHABET + 1, then zeros.
+    """
+
+    image: np.ndarray
+    questions: tuple[Question, ...]
+    background: int
+    cells: np.ndarray
+    letters: np.ndarray
+
+
+def make_scene(seed: int, split: str = "train", side: int = 256, family: str | None = None) -> Scene:
+    """Make one scene: the same one for the same arguments and library versions.
+
+    Args:
+        seed: its number, 0 or more.
+        split: one of SPLITS.
+        side: of the picture, in pixels; what is in it doesn't depend on this.
+        family: one of FAMILIES, or None for all in fixed shares.
+
+    Raises:
+        ValueError: there is no such split or family, or the seed or side is too small.
+    """
+    if split not in SPLITS or family not in (*FAMILIES, None):
+        raise ValueError(f"no split {split!r} or no family {family!r}: {SPLITS}, {FAMILIES}")
+    if seed < 0 or side < 32:
+        raise ValueError(f"seed {seed} is below 0 or side {side} below 32")
+    held_out = split == "held-out"
+    dice = Dice(SPLITS.index(split), seed)
+    plan = plan_scene(dice, held_out, family)
+    questions = ask_all(plan, dice, held_out)
+    picture = draw_backdrop(plan.backdrop, side)
+    if plan.chart:
+        draw_chart(picture, plan.chart)
+    if plan.lettering:
+        draw_lettering(picture, plan.lettering)
+    for thing in plan.things:
+        draw_thing(picture, thing)
+    letters = letters_of(plan.letterings)
+    return Scene(np.array(picture), questions, plan.backdrop.index, cells_of(plan.things), letters)
+
+
+def write_scenes(target: Path, split: str, count: int, seed: int = 0, side: int = 256) -> int:
+    """Write scenes as files.
+
+    Args:
+        target: folder for NNNN.png and questions.jsonl; one that is there is replaced.
+        split: one of SPLITS.
+        count: how many scenes.
+        seed: of the first; the others follow.
+        side: of the pictures, in pixels.
+
+    Returns:
+        How many questions were written.
+    """
+    from fastvlm_mlx.files import replaced_folder
+
+    lines = []
+    with replaced_folder(target) as folder:
+        for index in range(count):
+            scene = make_scene(seed + index, split, side)
+            name = f"{index:04}.png"
+            Image.fromarray(scene.image).save(folder / name)
+            for question in scene.questions:
+                line = {"image": name, "kind": question.kind, "prompt": question.prompt, "answer": question.answer}
+                lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        (folder / "questions.jsonl").write_text("".join(lines), encoding="utf-8")
+    return len(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Write pictures with questions and answers.")
+    parser.add_argument("out", type=Path, help="folder to write; an older one is replaced")
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--count", type=int, default=1000, help="scenes (default 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first scene (default 0)")
+    parser.add_argument("--side", type=int, default=256, help="pixels (default 256)")
+    options = parser.parse_args(arguments)
+    questions = write_scenes(options.out, options.split, options.count, options.seed, options.side)
+    print(f"{options.out}: {options.count} pictures, {questions} questions")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The three stages: what each trains, and how fast.
+
+The order is a finding: end to end from nothing, the decoder learns the answers' grammar and then answers by
+chance for a long time. An encoder that first learnt what stands in which cell gives it something to talk about.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn, optim
+
+WARMUP = 200  # steps, or a tenth of a short stage
+LAST_RATE = 0.02  # of the highest, at the end of a stage
+WEIGHT_DECAY = 0.05
+CLIP = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of the training.
+
+    Attributes:
+        rates: part of the model -> its highest learning rate; parts that are not named are frozen.
+        heads: weight of the linear heads' loss.
+        answers: whether answers are learnt.
+    """
+
+    name: str
+    rates: Mapping[str, float]
+    heads: float
+    answers: bool
+
+    def trains(self, part: str) -> bool:
+        """Whether a part's weights (and a batch norm's statistics) change."""
+        return part in self.rates
+
+
+STAGES = (
+    Stage("encoder", {"vision": 2e-3, "heads": 2e-3}, heads=1.0, answers=False),
+    Stage("projector", {"projector": 2e-3, "decoder": 2e-3}, heads=0.0, answers=True),
+    Stage(
+        "everything",
+        {"vision": 1e-3, "projector": 1e-3, "decoder": 1e-3, "heads": 1e-3},
+        heads=0.2,
+        answers=True,
+    ),
+)
+
+
+def rate_factor(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine down to LAST_RATE."""
+    warmup = min(WARMUP, max(steps // 10, 1))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def freeze(parts: Mapping[str, nn.Module], stage: Stage) -> None:
+    """Let a stage's parts train, and no others."""
+    for name, module in parts.items():
+        trains = stage.trains(name)
+        module.train(trains)
+        for parameter in module.parameters():
+            parameter.requires_grad_(trains)
+
+
+def make_optimizer(parts: Mapping[str, nn.Module], stage: Stage) -> optim.AdamW:
+    """AdamW; only matrices and kernels decay."""
+    groups = []
+    for name, rate in stage.rates.items():
+        named = list(parts[name].named_parameters())
+        scales = [p for n, p in named if p.ndim < 2 or "layer_scale" in n]
+        matrices = [p for n, p in named if p.ndim >= 2 and "layer_scale" not in n]
+        groups.append({"params": matrices, "lr": rate, "peak": rate, "weight_decay": WEIGHT_DECAY})
+        groups.append({"params": scales, "lr": rate, "peak": rate, "weight_decay": 0.0})
+    return optim.AdamW(groups, betas=(0.9, 0.98))
+
+
+def set_rate(optimizer: optim.Optimizer, factor: float) -> None:
+    """Bring every group to this part of its highest rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor

@@ -1,0 +1,260 @@
+"""The training loop: stages, evaluations, and a state to go on from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from nano.network import NanoConfig, NanoVLM
+from nano.objectives import TARGETS, Heads, answer_logits, exact_matches, head_counts, head_loss
+from nano.record import STATE, TOKENIZER, Curve, load_state, save_state
+from nano.schedule import CLIP, STAGES, Stage, freeze, make_optimizer, rate_factor, set_rate
+from nano.targets import Batch, Batches, SceneMaker
+from nano.tokenizer import Prompts, make_tokenizer
+
+HELD_OUT = "held-out"
+SAVE_EVERY_S = 180.0
+LOG_EVERY = 25  # steps
+RUN_SEEDS, STAGE_SEEDS = 2**40, 2**36  # room between the seeds of two runs, and of two stages
+
+
+class World(Protocol):
+    """What pictures are made of; the module nano.scenes."""
+
+    KINDS: tuple[str, ...]
+    COLOURS: tuple[str, ...]
+    SHAPES: tuple[str, ...]
+    BACKGROUNDS: tuple[str, ...]
+    ALPHABET: str
+    LETTERS_PER_CELL: int
+    make_scene: SceneMaker
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to train.
+
+    Attributes:
+        stage_steps: of each of STAGES.
+        batch: pictures of a step.
+        workers: processes that make pictures; 0 makes them in this one.
+        questions: of a picture in a step, at most.
+        evaluated: held-out pictures of an evaluation.
+        vocabulary_scenes: whose phrases make the tokenizer.
+    """
+
+    seed: int = 0
+    stage_steps: tuple[int, ...] = (3000, 1000, 8000)
+    batch: int = 32
+    device: str = "cpu"
+    workers: int = 1
+    questions: int = 8
+    evaluate_every: int = 250
+    evaluated: int = 192
+    vocabulary_scenes: int = 3000
+
+
+class Trainer:
+    """A training run in a folder.
+
+    Args:
+        folder: of the run; made if need be, and gone on from where it holds a state.
+        config: sizes; of a run that is gone on from, its own.
+        settings: how to train.
+        world: the pictures.
+        say: called with each line of progress.
+    """
+
+    def __init__(
+        self, folder: Path, config: NanoConfig, settings: Settings, world: World, say: Callable[[str], None] = print
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.settings, self.world, self.say = folder, settings, world, say
+        self.stage, self.step, self.losses = 0, 0, []  # the losses of this process, for tests and logs
+        self.tokenizer = folder / TOKENIZER
+        state = load_state(folder, settings.device) if (folder / STATE).exists() else None
+        torch.manual_seed(settings.seed)
+        if state is None:
+            config = self._new_tokenizer(config)
+        else:
+            config = NanoConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()})
+        self.model = NanoVLM(config).to(settings.device)
+        self.heads = make_heads(config, world).to(settings.device)
+        self.parts: dict[str, nn.Module] = {
+            "vision": self.model.vision,
+            "projector": self.model.projector,
+            "decoder": self.model.decoder,
+            "heads": self.heads,
+        }
+        self.curve = Curve(
+            folder, [*(f"cell {name}" for name in TARGETS), "exact", *world.KINDS], state["elapsed"] if state else 0.0
+        )
+        self._enter(state["stage"] if state else 0)
+        if state:
+            self._restore(state)
+        self._held_out: Batch | None = None
+
+    def _new_tokenizer(self, config: NanoConfig) -> NanoConfig:
+        scenes = range(self.settings.vocabulary_scenes)
+        asked = (q for seed in scenes for q in self.world.make_scene(seed, split="train", side=config.side).questions)
+        make_tokenizer(asked).save(str(self.tokenizer))
+        rows = -(-Prompts(self.tokenizer).size // 64) * 64
+        return NanoConfig(**{**asdict(config), "vocabulary": rows})
+
+    def _enter(self, stage: int) -> None:
+        """Begin a stage: freeze what it doesn't train, with a fresh optimiser."""
+        self.stage, self.step = stage, 0
+        if stage < len(STAGES):
+            freeze(self.parts, STAGES[stage])
+            self.optimizer = make_optimizer(self.parts, STAGES[stage])
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        if state["optimizer"]:
+            self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"].cpu())
+
+    def save(self) -> None:
+        """Write the state."""
+        state = {
+            "config": self.model.config.to_dict(),
+            "stage": self.stage,
+            "step": self.step,
+            "elapsed": self.curve.elapsed,
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.stage < len(STAGES) else None,
+            "rng": torch.get_rng_state(),
+        }
+        save_state(self.folder, state)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are done."""
+        return self.stage >= len(STAGES)
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Train until all stages are done or `stop` says so; the state is saved at the end."""
+        try:
+            while not self.finished and not stop():
+                self._run_stage(stop)
+        finally:
+            self.save()
+
+    def _run_stage(self, stop: Callable[[], bool]) -> None:
+        stage, steps = STAGES[self.stage], self.settings.stage_steps[self.stage]
+        saved = logged = time.monotonic()
+        recent: list[float] = []
+        since = self.step  # the last log
+        for batch in self._batches(stage, steps):
+            recent.append(self._train_step(stage, batch, steps))
+            now = time.monotonic()
+            evaluates = self.step % self.settings.evaluate_every == 0 or self.step == steps
+            if evaluates or self.step % LOG_EVERY == 0:
+                done = self.step - since
+                pictures_per_s, mean = self.settings.batch * done / (now - logged), sum(recent[-done:]) / done
+                self.say(f"{stage.name} {self.step}/{steps}: loss {mean:.4f}, {pictures_per_s:.1f} pictures/s")
+                if evaluates:
+                    self._report(stage, sum(recent) / len(recent), pictures_per_s)
+                    recent = []
+                since, logged = self.step, time.monotonic()
+            if now - saved > SAVE_EVERY_S:
+                self.save()
+                saved = now
+            if stop() and self.step < steps:
+                return
+        self._enter(self.stage + 1)
+        self.save()
+
+    def _batches(self, stage: Stage, steps: int) -> Iterator[Batch]:
+        """The rest of a stage's batches, made ahead by the workers."""
+        settings = self.settings
+        first_seed = settings.seed * RUN_SEEDS + (self.stage + 1) * STAGE_SEEDS
+        tokenizer = self.tokenizer if stage.answers else None
+        data = self._dataset(first_seed, settings.batch, tokenizer, settings.questions, "train")
+        loader = DataLoader(
+            data,
+            batch_size=None,
+            sampler=range(self.step, steps),
+            num_workers=settings.workers,
+            prefetch_factor=4 if settings.workers else None,
+            generator=torch.Generator(),  # else the loader draws from the global one
+        )
+        for batch in loader:
+            yield {name: tensor.to(settings.device) for name, tensor in batch.items()}
+
+    def _dataset(self, first_seed: int, size: int, tokenizer: Path | None, most: int, split: str) -> Batches:
+        world, side = self.world, self.model.config.side
+        return Batches(world.make_scene, world.KINDS, first_seed, size, side, tokenizer, most, split)
+
+    def _train_step(self, stage: Stage, batch: Batch, steps: int) -> float:
+        set_rate(self.optimizer, rate_factor(self.step, steps))
+        loss = self._loss(stage, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(trained, CLIP)
+        self.optimizer.step()
+        self.step += 1
+        self.losses.append(loss.item())
+        return self.losses[-1]
+
+    def _loss(self, stage: Stage, batch: Batch) -> Tensor:
+        with torch.set_grad_enabled(stage.trains("vision")):
+            features = self.model.encode(batch["pixels"])
+        loss = torch.zeros((), device=features.device)
+        if stage.answers:
+            loss = loss + F.cross_entropy(*answer_logits(self.model, features, batch))
+        if stage.heads:
+            loss = loss + stage.heads * head_loss(self.heads(features), batch)
+        return loss
+
+    def _report(self, stage: Stage, loss: float, pictures_per_s: float) -> None:
+        measured = self.evaluate(stage)
+        self.curve.add(stage.name, self.step, loss, pictures_per_s, measured)
+        self.say("  held out: " + ", ".join(f"{name} {100 * value:.1f}" for name, value in measured.items()))
+
+    @torch.no_grad()
+    def evaluate(self, stage: Stage) -> dict[str, float]:
+        """Accuracy of the heads on what cells hold, and exact match of answers by kind, on held-out pictures."""
+        settings = self.settings
+        if self._held_out is None:
+            data = self._dataset(0, settings.evaluated, self.tokenizer, 1000, HELD_OUT)
+            self._held_out = {name: tensor.to(settings.device) for name, tensor in data[0].items()}
+        batch = self._held_out
+        for part in self.parts.values():
+            part.eval()
+        features = torch.cat([self.model.encode(pixels) for pixels in batch["pixels"].split(settings.batch)])
+        counts = head_counts(self.heads(features), batch)
+        out = {f"cell {name}": right / max(every, 1) for name, (right, every) in counts.items()}
+        if stage.answers:
+            logits, labels = answer_logits(self.model, features, batch)
+            right = exact_matches(logits, labels, batch)
+            out["exact"] = float(right.float().mean())
+            for index, kind in enumerate(self.world.KINDS):
+                of_kind = right[batch["kind"] == index]
+                out |= {kind: float(of_kind.float().mean())} if len(of_kind) else {}
+        freeze(self.parts, stage)
+        return out
+
+
+def make_heads(config: NanoConfig, world: World) -> Heads:
+    """The linear heads for a world's classes; 0 is "none" of shapes, colours and letters."""
+    return Heads(
+        config.feature_dim,
+        len(world.BACKGROUNDS),
+        len(world.SHAPES) + 1,
+        len(world.COLOURS) + 1,
+        len(world.ALPHABET) + 1,
+        world.LETTERS_PER_CELL,
+    )

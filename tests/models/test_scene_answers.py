@@ -1,0 +1,144 @@
+"""Answers to questions about scenes, found again from the targets that come with each picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from nano.dice import Dice
+from nano.phrases import Question, plural
+from nano.planning import Plan, plan_scene
+from nano.questions import ask_all
+from nano.scenes import ALPHABET, COLOURS, SHAPES, SPLITS, Scene, make_scene
+from nano.vocabulary import NINTHS, PAINTS
+
+THIRDS = (0, 1, 1, 2)  # of a row or column of the 4 x 4 cells
+NOUNS = {**{shape: shape for shape in SHAPES}, **{plural(shape): shape for shape in SHAPES}}
+NOUN = re.compile(rf"(?:\b({'|'.join(COLOURS)}) )?\b({'|'.join(NOUNS)}|shapes?)\b")
+Cell = tuple[int, int, str, str]  # row and column as thirds, shape, colour
+
+
+def planned(seed: int, split: str, family: str | None = None) -> tuple[Plan, tuple[Question, ...]]:
+    """A scene without its picture, as `make_scene` plans it."""
+    dice = Dice(SPLITS.index(split), seed)
+    plan = plan_scene(dice, split == "held-out", family)
+    return plan, ask_all(plan, dice, split == "held-out")
+
+
+def filled(scene: Scene) -> list[Cell]:
+    """What the cells hold."""
+    return [
+        (THIRDS[row], THIRDS[column], SHAPES[scene.cells[row, column, 0] - 1], COLOURS[scene.cells[row, column, 1] - 1])
+        for row, column in zip(*np.nonzero(scene.cells[..., 0]), strict=True)
+    ]
+
+
+def meant(prompt: str, cells: list[Cell]) -> list[list[Cell]]:
+    """For each thing that a prompt names, the cells that answer to it."""
+    found = []
+    for colour, noun in NOUN.findall(prompt.lower()):
+        shape = NOUNS.get(noun)
+        found.append([cell for cell in cells if (not shape or cell[2] == shape) and (not colour or cell[3] == colour)])
+    return found
+
+
+def shape_questions(kind: str) -> Iterator[tuple[Question, list[Cell], list[list[Cell]]]]:
+    """Questions of a kind about shapes: with all cells, and those that each noun of the prompt means."""
+    for split in SPLITS:
+        for seed in range(160):
+            scene = _scene(seed, split)
+            for question in scene.questions:
+                cells = filled(scene)
+                if question.kind == kind and (named := meant(question.prompt, cells)):
+                    yield question, cells, named
+
+
+@cache
+def _scene(seed: int, split: str) -> Scene:
+    return make_scene(seed, split, 32, "shapes")
+
+
+def test_counts_are_those_of_the_cells() -> None:
+    for question, _, (things,) in shape_questions("count"):
+        assert question.answer == str(len(things)), question
+
+
+def test_presence_is_that_of_the_cells() -> None:
+    for question, _, (things,) in shape_questions("presence"):
+        assert question.answer == ("yes" if things else "no"), question
+
+
+def test_positions_are_those_of_the_cells() -> None:
+    for question, _, (things,) in shape_questions("position"):
+        assert [NINTHS[3 * row + column] for row, column, *_ in things] == [question.answer], question
+
+
+def _placed(prompt: str, cells: list[Cell]) -> list[Cell] | None:
+    """Those at the place that a prompt names: "right" is the whole column, "top right" its end."""
+    found = re.search(r"(?:at|on|in) the ((?:top |bottom )?(?:left|right)|top|bottom|centre)", prompt.lower())
+    if not found:
+        return None
+    ninth = NINTHS.index(found[1])
+    if found[1] in ("top", "bottom"):
+        return [cell for cell in cells if cell[0] == ninth // 3]
+    if found[1] in ("left", "right"):
+        return [cell for cell in cells if cell[1] == ninth % 3]
+    return [cell for cell in cells if 3 * cell[0] + cell[1] == ninth]
+
+
+@pytest.mark.parametrize(("kind", "part"), [("colour", 3), ("kind", 2)])
+def test_colours_and_kinds_are_asked_of_one_thing_only(kind: str, part: int) -> None:
+    for question, cells, named in shape_questions(kind):
+        place = _placed(question.prompt, cells)
+        things = min(named, key=len) if place is None else place  # "which shape is the red shape" has two nouns
+        assert [cell[part] for cell in things] == [question.answer], question
+
+
+def test_relations_are_those_of_the_cells() -> None:
+    for question, cells, named in shape_questions("relation"):
+        prompt = question.prompt.lower()
+        upright = not re.search(r"\b(left|right)\b", prompt)
+        axis = 0 if upright else 1
+        lower = bool(re.search(r"\b(left|above|over|higher)\b", prompt))
+        if question.answer in ("yes", "no"):
+            (first,), (second,) = named
+            assert first[axis] != second[axis]
+            assert (question.answer == "yes") == ((first[axis] < second[axis]) == lower), question
+        else:
+            (base,) = named[-1]
+            beyond = [cell for cell in cells if (cell[axis] < base[axis] if lower else cell[axis] > base[axis])]
+            assert [f"{cell[3]} {cell[2]}" for cell in beyond] == [question.answer], question
+
+
+def test_shapes_are_painted_where_the_cells_say_and_stay_apart() -> None:
+    for seed in range(100):
+        plan, _ = planned(seed, "held-out", "shapes")
+        scene = make_scene(seed, "held-out", 128, "shapes")
+        assert len(filled(scene)) == len(plan.things)
+        for thing in plan.things:
+            assert thing.radius <= min(thing.x, thing.y, 1 - thing.x, 1 - thing.y)
+            for other in plan.things:
+                if other is not thing:
+                    apart = max(abs(thing.x - other.x), abs(thing.y - other.y))
+                    assert apart > thing.radius + other.radius
+            if SHAPES[thing.shape] != "ring":
+                pixel = scene.image[int(thing.y * 128), int(thing.x * 128)].astype(int)
+                assert np.abs(pixel - PAINTS[COLOURS[thing.colour]]).max() <= 16
+
+
+def test_letters_are_those_of_the_answer() -> None:
+    for split in SPLITS:
+        for seed in range(120):
+            plan, questions = planned(seed, split, "text")
+            letters = make_scene(seed, split, 32, "text").letters
+            answer = next(question.answer for question in questions if question.kind == "reading")
+            written = "".join(ALPHABET[index - 1] for index in letters[letters > 0])
+            assert sorted(written) == sorted(answer)
+            if plan.lettering is not None and plan.lettering.angle == 0:
+                assert written == answer

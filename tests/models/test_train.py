@@ -1,0 +1,269 @@
+"""The training of models/nano, at sizes that mean nothing: stages, resuming, and the way to a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from fastvlm_convert.pipeline import convert
+from fastvlm_mlx import FastVLM, load
+from fastvlm_mlx.prefill import embed, prefill
+from fastvlm_mlx.prompt import ask
+from fastvlm_mlx.types import IMAGE_TOKEN_ID
+from nano import scenes
+from nano.export import export
+from nano.network import NanoConfig, NanoVLM
+from nano.objectives import TARGETS, answer_logits, exact_matches, head_counts, head_loss
+from nano.record import CURVE
+from nano.schedule import LAST_RATE, STAGES, Stage, rate_factor
+from nano.targets import IGNORE, Batch, pack, stack
+from nano.tokenizer import Prompts
+from nano.train import parse
+from nano.trainer import Settings, Trainer
+from support.seeded import relative_l2
+
+SIDE = 128
+CONFIG = NanoConfig(
+    side=SIDE,
+    dims=(8, 16, 32, 64, 128),
+    depths=(1, 1, 1, 1, 1),
+    hidden=64,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    intermediate=96,
+)
+SETTINGS = Settings(stage_steps=(3, 2, 3), batch=2, workers=0, evaluate_every=2, evaluated=4, vocabulary_scenes=12)
+STEPS = sum(SETTINGS.stage_steps)
+# float32 on both sides, sums in another order.
+TOLERANCE = 1e-4
+
+
+def make_trainer(folder: Path, settings: Settings = SETTINGS) -> Trainer:
+    return Trainer(folder, CONFIG, settings, scenes, lambda _: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sizes this small only wait for each other on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    trainer = make_trainer(tmp_path_factory.mktemp("nano") / "run")
+    trainer.run()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def prompts(trained: Trainer) -> Prompts:
+    return Prompts(trained.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def network(trained: Trainer) -> NanoVLM:
+    """The trained model with statistics and scales that no fold may get wrong unseen."""
+    generator = torch.Generator().manual_seed(1)
+    network = NanoVLM(trained.model.config)
+    network.load_state_dict(trained.model.state_dict())
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith("bias") or any(part in name for part in ("running", "norm", "layer_scale", ".bn.weight")):
+                tensor.mul_(1 + 0.2 * torch.rand(tensor.shape, generator=generator))
+                tensor.add_(0.05 * torch.rand(tensor.shape, generator=generator))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: Trainer, network: NanoVLM, tmp_path_factory: pytest.TempPathFactory) -> FastVLM:
+    folder = tmp_path_factory.mktemp("exported")
+    export(network, trained.tokenizer, folder / "checkpoint", torch.float32)
+    result = convert(folder / "checkpoint", folder / "bundle")
+    assert not result.warnings
+    return load(folder / "bundle")
+
+
+def packed(prompts: Prompts, seeds: range) -> tuple[Batch, list[scenes.Scene]]:
+    made = [scenes.make_scene(seed, side=SIDE) for seed in seeds]
+    batch = pack([scene.questions for scene in made], prompts, (SIDE // 64) ** 2, scenes.KINDS)
+    return batch | {"pixels": torch.from_numpy(np.stack([s.image.transpose(2, 0, 1) for s in made]))}, made
+
+
+def test_the_prompts_ids_are_those_of_inference(bundle: FastVLM, prompts: Prompts):
+    for seed in range(20):
+        for question in scenes.make_scene(seed, side=SIDE).questions:
+            before, after = prompts.question(question.prompt)
+            assert [*before, IMAGE_TOKEN_ID, *after] == bundle.tokenize(ask(question.prompt, images=1))
+            assert before == prompts.question("")[0], "the packed beginning is common to all questions"
+
+
+def test_answers_end_where_inference_stops_and_read_as_they_are_written(bundle: FastVLM, prompts: Prompts):
+    for seed in range(20):
+        for question in scenes.make_scene(seed, side=SIDE).questions:
+            ids = prompts.answer(question.answer)
+            assert ids[-1] in bundle.config.eos_token_ids
+            assert prompts.tokenizer.decode(ids) == question.answer
+
+
+def test_what_pictures_show_is_spelled_in_letters(prompts: Prompts):
+    assert len(prompts.answer("quartz")) == len("quartz") + 1
+    assert len(prompts.answer("1907")) == len("1907") + 1
+    assert len(prompts.tokenizer.encode("What colour is the")) == 4
+
+
+def test_a_packed_sequence_computes_what_one_pass_per_question_does(network: NanoVLM, prompts: Prompts):
+    batch, made = packed(prompts, range(3))
+    features = network.encode(batch["pixels"])
+    found, labels = answer_logits(network, features, batch)
+    alone, right = [], []
+    for index, scene in enumerate(made):
+        for question in scene.questions:
+            single = pack([[question]], prompts, (SIDE // 64) ** 2, scenes.KINDS)
+            logits, label = answer_logits(network, features[index : index + 1], single)
+            alone.append(logits)
+            right.append(label)
+    assert torch.equal(labels, torch.cat(right))
+    torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_exact_matches_are_per_question(prompts: Prompts):
+    batch, made = packed(prompts, range(2))
+    labels = batch["label"][batch["label"] != IGNORE]
+    logits = torch.nn.functional.one_hot(labels, prompts.size).float()
+    assert exact_matches(logits, labels, batch).tolist() == [True] * sum(len(s.questions) for s in made)
+    logits[0] = 0.0
+    logits[0, (labels[0] + 1) % prompts.size] = 1.0
+    assert exact_matches(logits, labels, batch).tolist() == [False] + [True] * (len(batch["kind"]) - 1)
+
+
+def test_the_bundle_computes_what_the_network_does(bundle: FastVLM, network: NanoVLM, prompts: Prompts):
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    question = scenes.make_scene(0, side=SIDE).questions[0]
+    batch = pack([[question]], prompts, (SIDE // 64) ** 2, scenes.KINDS)
+    with torch.no_grad():
+        features = network.encode(torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None])
+        logits, _ = answer_logits(network, features, batch)
+    encoded = bundle.encode_image(pixels)
+    assert relative_l2(encoded.features, features[0].numpy()) <= TOLERANCE
+    spans = bundle.expand(bundle.tokenize(ask(question.prompt, images=1)), [len(encoded.embeddings)])
+    found = prefill(bundle.decoder, embed(bundle.decoder, spans, [encoded.embeddings]), bundle.decoder.new_cache())
+    # The first logits predict the answer's first token; rows beyond the tokenizer are never generated.
+    assert relative_l2(mx.array(found[0]), logits[0, : prompts.size].numpy()) <= TOLERANCE
+
+
+def test_the_exported_checkpoint_answers(trained: Trainer, tmp_path: Path):
+    export(trained.model, trained.tokenizer, tmp_path / "checkpoint")
+    convert(tmp_path / "checkpoint", tmp_path / "bundle")
+    model = load(tmp_path / "bundle")
+    assert model.resolution == SIDE
+    assert str(model.generate(scenes.make_scene(0).image, "What is written?", max_tokens=4)) is not None
+
+
+def test_export_refuses_what_the_dtype_does_not_hold(trained: Trainer, tmp_path: Path):
+    network = NanoVLM(trained.model.config)
+    with torch.no_grad():
+        network.projector[0].bias[0] = 1e6
+    with pytest.raises(ValueError, match=r"mm_projector.0.bias.*float16"):
+        export(network, trained.tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_stage_changes_what_it_names_and_nothing_else(stage: Stage, tmp_path: Path):
+    index = STAGES.index(stage)
+    steps = tuple(1 if i <= index else 10 for i in range(3))
+    trainer = make_trainer(tmp_path, replace(SETTINGS, stage_steps=steps))
+    trainer.run(lambda: len(trainer.losses) >= index)
+    assert (trainer.stage, trainer.step) == (index, 0)
+    before = {p: {n: t.clone() for n, t in m.state_dict().items()} for p, m in trainer.parts.items()}
+    trainer.run(lambda: len(trainer.losses) >= index + 1)
+    for part, module in trainer.parts.items():
+        changed = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[part][name])}
+        assert bool(changed) == stage.trains(part), part
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(trained: Trainer, tmp_path: Path):
+    for stop_after in (2, 3, 2, 100):  # within stage 1, at the end of stage 2, within stage 3
+        part = make_trainer(tmp_path)
+        part.run(_stop_after(part, stop_after))
+    assert part.finished
+    for (name, tensor), other in zip(part.model.state_dict().items(), trained.model.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), name
+
+
+def _stop_after(trainer: Trainer, steps: int) -> Callable[[], bool]:
+    return lambda: len(trainer.losses) >= steps
+
+
+def test_the_same_seed_gives_the_same_losses(trained: Trainer, tmp_path: Path):
+    again = make_trainer(tmp_path / "again")
+    again.run(_stop_after(again, 5))
+    assert again.losses == trained.losses[:5]
+    other = make_trainer(tmp_path / "other", replace(SETTINGS, seed=1))
+    other.run(_stop_after(other, 1))
+    assert other.losses[0] != trained.losses[0]
+
+
+def test_workers_change_nothing(trained: Trainer, tmp_path: Path):
+    trainer = make_trainer(tmp_path, replace(SETTINGS, workers=1))
+    trainer.run(_stop_after(trainer, 2))
+    assert trainer.losses == trained.losses[:2]
+
+
+def test_the_curve_has_a_line_per_evaluation(trained: Trainer):
+    header, *rows = [line.split(",") for line in (trained.folder / CURVE).read_text().splitlines()]
+    assert len(set(header)) == len(header)
+    assert {"exact", *scenes.KINDS, *(f"cell {name}" for name in TARGETS)} <= set(header)
+    assert [" ".join(row[1:3]) for row in rows] == [
+        "encoder 2",
+        "encoder 3",
+        "projector 2",
+        "everything 2",
+        "everything 3",
+    ]
+
+
+def test_heads_learn_from_cells_that_hold_something():
+    made = [scenes.make_scene(seed, side=SIDE) for seed in range(4)]
+    batch = stack(made)
+    right = {
+        "background": torch.nn.functional.one_hot(batch["background"], len(scenes.BACKGROUNDS)) * 50.0,
+        "shape": torch.nn.functional.one_hot(batch["cells"][..., 0], len(scenes.SHAPES) + 1) * 50.0,
+        "colour": torch.nn.functional.one_hot(batch["cells"][..., 1], len(scenes.COLOURS) + 1) * 50.0,
+        "letters": torch.nn.functional.one_hot(batch["letters"], len(scenes.ALPHABET) + 1) * 50.0,
+    }
+    assert head_loss(right, batch) < 1e-6
+    counts = head_counts(right, batch)
+    assert all(hits == every for hits, every in counts.values())
+    assert counts["shape"][1] == int((batch["cells"][..., 0] > 0).sum())
+
+
+def test_the_rate_rises_then_falls():
+    rates = [rate_factor(step, 1000) for step in range(1000)]
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[0] < 0.02
+    assert rates[-1] == pytest.approx(LAST_RATE, abs=1e-4)
+    assert rate_factor(0, 1) == 1.0
+
+
+def test_a_run_is_not_overwritten(trained: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for arguments, message in (
+        ([str(trained.folder)], "--resume"),
+        ([str(tmp_path), "--export", "x"], "no state.pt"),
+        ([str(tmp_path), "--stage-steps", "1,2"], "three positive numbers"),
+    ):
+        with pytest.raises(SystemExit):
+            parse(arguments)
+        assert message in capsys.readouterr().err
