@@ -28,7 +28,7 @@ torch = pytest.importorskip("torch", reason="the convert extra isn't installed")
 pytest.importorskip("coremltools", reason="the convert extra isn't installed")
 
 from fastvlm_convert import verify  # noqa: E402
-from support.checker_runtime import CheckerRuntime  # noqa: E402
+from fastvlm_convert.mil_check.runtime import CheckerRuntime  # noqa: E402
 
 SMALL = PackageOptions(sizes=(Size(128, 128),))
 

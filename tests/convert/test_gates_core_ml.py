@@ -13,10 +13,10 @@ pytest.importorskip("torch", reason="the convert extra isn't installed")
 pytest.importorskip("coremltools", reason="the convert extra isn't installed")
 
 from fastvlm_convert.gates import CORE_ML_GATES, ORIGINAL, check_package, core_ml, describe_checks
+from fastvlm_convert.mil_check.runtime import CheckerRuntime
 from fastvlm_convert.vision_package import raise_failures
 from fastvlm_mlx.errors import EncoderError, VerificationError
 from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS, Function, Predict
-from support.checker_runtime import CheckerRuntime
 from support.wrong_packages import FLOAT16, SQUARE, failing, noises
 
 

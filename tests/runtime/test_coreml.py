@@ -20,8 +20,8 @@ pytest.importorskip("torch", reason="the convert extra isn't installed")
 pytest.importorskip("coremltools", reason="the convert extra isn't installed")
 
 from fastvlm_convert.coreml_vision import PackageOptions, Size, convert_package
+from fastvlm_convert.mil_check.runtime import CheckerRuntime
 from fastvlm_convert.ranges import Ranges
-from support.checker_runtime import CheckerRuntime
 from support.mil_programs import quiet
 
 

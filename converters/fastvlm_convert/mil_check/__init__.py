@@ -10,6 +10,7 @@ half-precision machine stores it. It doesn't model how the Neural Engine accumul
     blob.py        the weight file
     execution.py   execute(), which hands over to machine.py's loop; results.py what it gives back
     ops_*.py       what each op means; constexpr.py the compressed constants
+    runtime.py     the checker in Core ML's place, so that a whole model runs over it
 
 Light to import: coremltools and torch are imported when a package is opened or executed.
 """

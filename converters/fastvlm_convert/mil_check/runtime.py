@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fastvlm_convert.mil_check import execute, open_package
+from fastvlm_convert.mil_check.execution import execute
+from fastvlm_convert.mil_check.package import open_package
+from fastvlm_convert.quiet import quiet
 from fastvlm_mlx.vision.coreml_runtime import Function, Predict, describe
-from support.mil_programs import quiet
 
 
 class CheckerRuntime:
