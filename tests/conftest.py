@@ -10,6 +10,9 @@ import pytest
 
 from fastvlm_mlx.accelerate import prepare_cpu
 
+# Tiny shapes gain nothing from threads, and threads that wait for each other on a busy machine take many times
+# as long. Before anything loads OpenMP; what is set already stands.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 prepare_cpu()  # before anything here imports MLX
 
 import mlx.core as mx  # noqa: E402
