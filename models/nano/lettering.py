@@ -74,6 +74,12 @@ class Lettering:
         margin = 2 * PLATE if self.plate else 0.08
         return turned((width + margin) * self.size, (height + margin) * self.size, self.angle)
 
+    def seen_from(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How far points lie from its centre: along the line of text, and across it, downwards."""
+        sine, cosine = math.sin(math.radians(self.angle)), math.cos(math.radians(self.angle))
+        right, down = x - self.x, y - self.y
+        return right * cosine - down * sine, right * sine + down * cosine
+
 
 def turned(width: float, height: float, angle: float) -> tuple[float, float]:
     """Size of the upright rectangle around one turned by `angle` degrees."""
@@ -107,6 +113,12 @@ def centres(lettering: Lettering) -> list[tuple[float, float]]:
     angle = math.radians(lettering.angle)
     xs, ys = lettering.x + along * math.cos(angle), lettering.y - along * math.sin(angle)
     return [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
+
+
+def edges(lettering: Lettering) -> np.ndarray:
+    """Where characters begin and the last one ends, along the line from the text's centre, as parts of the side."""
+    ends = np.cumsum([0.0, *(_advance(lettering.font, character) for character in lettering.text)])
+    return (ends - ends[-1] / 2) / MEASURE * lettering.size
 
 
 def letters_of(letterings: tuple[Lettering, ...]) -> np.ndarray:

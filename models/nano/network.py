@@ -1,9 +1,4 @@
-"""FastVLM in PyTorch for training: FastViTHD, the projector and a Qwen2 decoder under the published names.
-
-The encoder is trained in its inference structure: one convolution with bias where the published training code
-has several branches that it merges at the end. The residual path that those branches hold comes from the
-initialisation instead (`_near_identity`).
-"""
+"""FastVLM in PyTorch for training: FastViTHD, the projector and a Qwen2 decoder under the published names."""
 
 from __future__ import annotations
 
@@ -11,12 +6,12 @@ import math
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nano.blocks import AttentionBlock, Expand, PatchEmbed, Reparam, RepMixerBlock, convolution, near_identity
+
 ATTENTION_FROM = 3  # stages 4 and 5 attend; the others mix with a 3x3 convolution
-NORM_EPS = 1e-5
-LAYER_SCALE = 0.2
+MAPPED = (2, 3)  # stages 3 and 4, whose outputs training looks at; strides 16 and 32
 VISION = "model.vision_tower.vision_tower.model."
 PROJECTOR = "model.mm_projector."
 
@@ -49,166 +44,6 @@ class NanoConfig:
         return asdict(self)
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = True) -> nn.Conv2d:
-    """A convolution with "same" padding and Kaiming's initialisation."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
-
-
-def _near_identity(dim: int, kernel: int) -> nn.Conv2d:
-    """A depthwise convolution in place of `x + ...`: what it replaces must come through at the start."""
-    conv = _conv(dim, dim, kernel, groups=dim)
-    nn.init.normal_(conv.weight, std=0.3 / kernel)
-    with torch.no_grad():
-        conv.weight[:, 0, kernel // 2, kernel // 2] += 1.0
-    return conv
-
-
-class Reparam(nn.Module):
-    """One merged convolution, optionally followed by GELU."""
-
-    def __init__(self, conv: nn.Conv2d, active: bool = False) -> None:
-        super().__init__()
-        self.reparam_conv, self.active = conv, active
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H', W')."""
-        x = self.reparam_conv(x)
-        return F.gelu(x) if self.active else x
-
-
-class LargeKernel(nn.Module):
-    """The 7x7 convolution that halves the map, and GELU."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.lkb_reparam = _conv(inputs, outputs, 7, stride=2, groups=inputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H / 2, W / 2)."""
-        return F.gelu(self.lkb_reparam(x))
-
-
-class PatchEmbed(nn.Module):
-    """Halve the map, double the channels."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(LargeKernel(inputs, outputs), Reparam(_conv(outputs, outputs, 1), active=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 2 C, H / 2, W / 2)."""
-        return self.proj(x)
-
-
-class NormedConv(nn.Module):
-    """7x7 depthwise convolution and batch norm."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.conv = _conv(dim, dim, 7, groups=dim, bias=False)
-        self.bn = nn.BatchNorm2d(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return self.bn(self.conv(x))
-
-
-class ConvFFN(nn.Module):
-    """The convolution, then an MLP per pixel."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.conv = NormedConv(dim)
-        self.fc1, self.fc2 = _conv(dim, hidden, 1), _conv(hidden, dim, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return self.fc2(F.gelu(self.fc1(self.conv(x))))
-
-
-def _layer_scale(dim: int) -> nn.Parameter:
-    return nn.Parameter(torch.full((dim, 1, 1), LAYER_SCALE))
-
-
-class RepMixerBlock(nn.Module):
-    """3x3 depthwise convolution in place, then the ConvFFN beside a residual."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.layer_scale = _layer_scale(dim)
-        self.token_mixer = Reparam(_near_identity(dim, 3))
-        self.convffn = ConvFFN(dim, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        x = self.token_mixer(x)
-        return x + self.layer_scale * self.convffn(x)
-
-
-class Attention(nn.Module):
-    """Multi-head attention over all pixels."""
-
-    def __init__(self, dim: int, head_dim: int) -> None:
-        super().__init__()
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
-        nn.init.normal_(self.qkv.weight, std=dim**-0.5)
-        nn.init.normal_(self.proj.weight, std=dim**-0.5)
-        nn.init.zeros_(self.proj.bias)
-        self.head_dim = head_dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
-        batch, tokens, dim = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, dim))
-
-
-class AttentionBlock(nn.Module):
-    """Attention and ConvFFN, each beside a residual."""
-
-    def __init__(self, dim: int, hidden: int, head_dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.token_mixer = Attention(dim, head_dim)
-        self.convffn = ConvFFN(dim, hidden)
-        self.layer_scale_1, self.layer_scale_2 = _layer_scale(dim), _layer_scale(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        tokens = self.token_mixer(self.norm(x.flatten(2).transpose(1, 2)))
-        x = x + self.layer_scale_1 * tokens.transpose(1, 2).reshape(x.shape)
-        return x + self.layer_scale_2 * self.convffn(x)
-
-
-class SqueezeExcite(nn.Module):
-    """A gate per channel from the map's mean."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.reduce, self.expand = _conv(dim, dim // 16, 1), _conv(dim // 16, dim, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return x * torch.sigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
-
-
-class Expand(nn.Module):
-    """Double the channels, squeeze and excite."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.reparam_conv = _conv(dim, 2 * dim, 3, groups=dim)
-        self.se = SqueezeExcite(2 * dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 2 C, H, W)."""
-        return F.gelu(self.se(self.reparam_conv(x)))
-
-
 class FastViTHD(nn.Module):
     """(B, 3, S, S) float pixels in [0, 1] -> (B, N, C), N = (S / 64)^2, row-major."""
 
@@ -216,29 +51,41 @@ class FastViTHD(nn.Module):
         super().__init__()
         dims = config.dims
         self.patch_embed = nn.Sequential(
-            Reparam(_conv(3, dims[0], 3, stride=2), active=True),
-            Reparam(_conv(dims[0], dims[0], 3, stride=2, groups=dims[0]), active=True),
-            Reparam(_conv(dims[0], dims[0], 1), active=True),
+            Reparam(convolution(3, dims[0], 3, stride=2), active=True),
+            Reparam(convolution(dims[0], dims[0], 3, stride=2, groups=dims[0]), active=True),
+            Reparam(convolution(dims[0], dims[0], 1), active=True),
         )
         network: list[nn.Module] = []
+        self._mapped: set[int] = set()  # which of `network` end a stage of MAPPED
         for stage, (dim, depth) in enumerate(zip(dims, config.depths, strict=True)):
             hidden = config.mlp_ratio * dim
             if stage:
                 network.append(PatchEmbed(dims[stage - 1], dim))
             if stage >= ATTENTION_FROM:
-                network.append(Reparam(_near_identity(dim, 7)))
+                network.append(Reparam(near_identity(dim, 7)))
                 blocks = [AttentionBlock(dim, hidden, config.head_dim) for _ in range(depth)]
             else:
                 blocks = [RepMixerBlock(dim, hidden) for _ in range(depth)]
             network.append(nn.Sequential(*blocks))
+            if stage in MAPPED:
+                self._mapped.add(len(network) - 1)
         self.network = nn.Sequential(*network)
         self.conv_exp = Expand(dims[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all stages."""
+        return self.with_maps(x)[0]
+
+    def with_maps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The features, and the maps (B, C, H, W) at the end of the stages of MAPPED."""
         # oneDNN's depthwise and 1x1 convolutions are faster with channels last.
-        x = x.contiguous(memory_format=torch.channels_last)
-        return self.conv_exp(self.network(self.patch_embed(x))).flatten(2).transpose(1, 2)
+        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
+        maps = []
+        for index, layer in enumerate(self.network):
+            x = layer(x)
+            if index in self._mapped:
+                maps.append(x)
+        return self.conv_exp(x).flatten(2).transpose(1, 2), maps
 
 
 def build_decoder(config: NanoConfig) -> nn.Module:
@@ -283,7 +130,11 @@ class NanoVLM(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, N, C) features."""
-        return self.vision(pixels.float() / 255.0)
+        return self.encode_with_maps(pixels)[0]
+
+    def encode_with_maps(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, 3, S, S) uint8 -> features, and the maps (B, C, H, W) inside the encoder."""
+        return self.vision.with_maps(pixels.float() / 255.0)
 
     def published_state(self) -> dict[str, Tensor]:
         """Tensors under the LLaVA names; the tied head is left out."""

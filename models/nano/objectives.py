@@ -1,6 +1,8 @@
-"""What is minimised and what is counted: linear heads on 4x4 cells, and the next token of answers."""
+"""What is minimised and what is counted: linear heads on cells and finer maps, and the next token of answers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,22 +13,35 @@ from nano.targets import IGNORE, Batch, attention_mask
 
 GRID = 4  # cells of a scene per side
 TARGETS = ("background", "shape", "colour", "letters")
+DENSE_TARGETS = ("shape", "colour", "letter")  # in the order of a scene's dense grid
 
 
 class Heads(nn.Module):
-    """Linear classifiers on features: cheap targets that teach the encoder to see.
+    """Linear classifiers on features and on the encoder's maps: cheap targets that teach the encoder to see.
 
     Args:
         features: channels.
+        maps: channels of the maps of stages 3 and 4.
         backgrounds, shapes, colours, letters: classes, "none" included.
         places: characters of a cell.
     """
 
-    def __init__(self, features: int, backgrounds: int, shapes: int, colours: int, letters: int, places: int) -> None:
+    def __init__(
+        self,
+        features: int,
+        maps: tuple[int, int],
+        backgrounds: int,
+        shapes: int,
+        colours: int,
+        letters: int,
+        places: int,
+    ) -> None:
         super().__init__()
         self.background = nn.Linear(features, backgrounds)
         self.shape, self.colour = nn.Linear(features, shapes), nn.Linear(features, colours)
         self.letters, self.places = nn.Linear(features, places * letters), places
+        self.classes = [shapes, colours, letters]
+        self.fine, self.coarse = nn.Linear(maps[0], sum(self.classes)), nn.Linear(maps[1], shapes + colours)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """(B, N, C) -> logits: background (B, K), the others (B, 4, 4, K), letters (B, 4, 4, places, K)."""
@@ -43,6 +58,43 @@ class Heads(nn.Module):
             "colour": self.colour(cells),
             "letters": self.letters(cells).unflatten(-1, (self.places, -1)),
         }
+
+    def dense(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, C, H, W) of stages 3 and 4 -> logits (B, H, W, K), in the order of `dense_targets`."""
+        fine, coarse = (x.permute(0, 2, 3, 1) for x in maps)
+        return [*self.fine(fine).split(self.classes, -1), *self.coarse(coarse).split(self.classes[:2], -1)]
+
+
+def dense_targets(batch: Batch) -> list[Tensor]:
+    """The right classes: shape, colour and letter at stage 3's stride, then shape and colour at stage 4's."""
+    shape, colour, letter = batch["dense"].unbind(-1)
+    # Of four positions one stands for all, shapes before bars; both numbers come from the same one.
+    code = F.max_pool2d((shape * 64 + colour).float(), 2).long()
+    return [shape, colour, letter, code // 64, code % 64]
+
+
+def dense_loss(logits: Sequence[Tensor], batch: Batch) -> Tensor:
+    """Sum of the cross-entropies of all dense heads."""
+    pairs = zip(logits, dense_targets(batch), strict=True)
+    return torch.stack([_balanced(found, right) for found, right in pairs]).sum()
+
+
+def dense_counts(logits: Sequence[Tensor], batch: Batch) -> dict[str, tuple[int, int]]:
+    """Right and all, per target at stage 3's stride; only positions that hold something count."""
+    pairs = zip(DENSE_TARGETS, logits, dense_targets(batch), strict=False)
+    return {name: _hits(found, right, right > 0) for name, found, right in pairs}
+
+
+def _balanced(logits: Tensor, right: Tensor) -> Tensor:
+    """Cross-entropy in which all that holds something weighs as much as all that is empty."""
+    loss = F.cross_entropy(logits.flatten(0, -2), right.flatten(), reduction="none")
+    full = (right.flatten() > 0).float()
+    empty = 1.0 - full
+    return (loss * full).sum() / full.sum().clamp(min=1) + (loss * empty).sum() / empty.sum().clamp(min=1)
+
+
+def _hits(logits: Tensor, right: Tensor, counted: Tensor) -> tuple[int, int]:
+    return int(((logits.argmax(-1) == right) & counted).sum()), int(counted.sum())
 
 
 def head_targets(batch: Batch) -> dict[str, Tensor]:
@@ -62,16 +114,12 @@ def head_loss(logits: dict[str, Tensor], batch: Batch) -> Tensor:
     A cell that holds something weighs as much as all the empty ones would: most cells are empty, and of their
     places for characters most are, too.
     """
-    total = torch.zeros((), device=batch["pixels"].device)
-    for name, right in head_targets(batch).items():
-        loss = F.cross_entropy(logits[name].flatten(0, -2), right.flatten(), ignore_index=IGNORE, reduction="none")
-        known = right.flatten() != IGNORE
-        if name == "background":
-            total = total + loss.sum() / known.sum().clamp(min=1)
-            continue
-        full = (right.flatten() > 0).float()
-        empty = 1.0 - full
-        total = total + (loss * full).sum() / full.sum().clamp(min=1) + (loss * empty).sum() / empty.sum().clamp(min=1)
+    right = head_targets(batch)
+    known = right["background"] != IGNORE
+    total = F.cross_entropy(logits["background"], right["background"], ignore_index=IGNORE, reduction="sum")
+    total = total / known.sum().clamp(min=1)
+    for name in TARGETS[1:]:
+        total = total + _balanced(logits[name], right[name])
     return total
 
 
@@ -80,8 +128,7 @@ def head_counts(logits: dict[str, Tensor], batch: Batch) -> dict[str, tuple[int,
     out = {}
     for name, right in head_targets(batch).items():
         counted = right != IGNORE if name == "background" else right > 0
-        hits = (logits[name].argmax(-1) == right) & counted
-        out[name] = (int(hits.sum()), int(counted.sum()))
+        out[name] = _hits(logits[name], right, counted)
     return out
 
 

@@ -25,6 +25,7 @@ if str(MODELS) not in sys.path:  # run as a script, Python looks in this folder,
 
 from nano.backdrops import draw_backdrop  # noqa: E402
 from nano.charts import draw_chart  # noqa: E402
+from nano.dense import dense_of  # noqa: E402
 from nano.dice import Dice  # noqa: E402
 from nano.lettering import draw_lettering, letters_of  # noqa: E402
 from nano.phrases import Question  # noqa: E402
@@ -69,6 +70,10 @@ class Scene:
         cells: (4, 4, 2) int64: shape and colour of what has its centre in the cell, indices + 1; 0 for none.
         letters: (4, 4, LETTERS_PER_CELL) int64: characters whose centres lie in the cell, from left to right,
             indices into ALPHABET + 1, then zeros.
+        dense: (side // 16, side // 16, 3) int64: what lies at the middle of each position of a finer grid, by
+            row and column: shape, its colour or that of a chart's bar, and letter, indices + 1; 0 for none. A
+            shape fills its disc. A character fills its box, turned with the text; one whose box covers no
+            middle is where its own centre lies, unless another's box or a nearer centre is there.
     """
 
     image: np.ndarray
@@ -76,6 +81,7 @@ class Scene:
     background: int
     cells: np.ndarray
     letters: np.ndarray
+    dense: np.ndarray
 
 
 def make_scene(seed: int, split: str = "train", side: int = 256, family: str | None = None) -> Scene:
@@ -84,7 +90,7 @@ def make_scene(seed: int, split: str = "train", side: int = 256, family: str | N
     Args:
         seed: its number, 0 or more.
         split: one of SPLITS.
-        side: of the picture, in pixels; what is in it doesn't depend on this.
+        side: of the picture, in pixels; what is in it doesn't depend on this, only the grid of `dense` does.
         family: one of FAMILIES, or None for all in fixed shares.
 
     Raises:
@@ -105,8 +111,8 @@ def make_scene(seed: int, split: str = "train", side: int = 256, family: str | N
         draw_lettering(picture, plan.lettering)
     for thing in plan.things:
         draw_thing(picture, thing)
-    letters = letters_of(plan.letterings)
-    return Scene(np.array(picture), questions, plan.backdrop.index, cells_of(plan.things), letters)
+    cells, letters = cells_of(plan.things), letters_of(plan.letterings)
+    return Scene(np.array(picture), questions, plan.backdrop.index, cells, letters, dense_of(plan, side))
 
 
 def write_scenes(target: Path, split: str, count: int, seed: int = 0, side: int = 256) -> int:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 
 from torch import nn, optim
 
-WARMUP = 200  # steps, or a tenth of a short stage
+WARMUP = 100  # steps, or a tenth of a short stage
 LAST_RATE = 0.02  # of the highest, at the end of a stage
 WEIGHT_DECAY = 0.05
 CLIP = 1.0
+# Weights of the dense heads' loss. It reaches the first three stages without passing the last two, and has sixteen
+# positions for every cell; beside answers it is only there to keep what was learnt.
+DENSE, DENSE_BESIDE_ANSWERS = 1.0, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +28,14 @@ class Stage:
     Attributes:
         rates: part of the model -> its highest learning rate; parts that are not named are frozen.
         heads: weight of the linear heads' loss.
+        dense: weight of the loss of those on the maps inside the encoder.
         answers: whether answers are learnt.
     """
 
     name: str
     rates: Mapping[str, float]
     heads: float
+    dense: float
     answers: bool
 
     def trains(self, part: str) -> bool:
@@ -39,12 +44,13 @@ class Stage:
 
 
 STAGES = (
-    Stage("encoder", {"vision": 2e-3, "heads": 2e-3}, heads=1.0, answers=False),
-    Stage("projector", {"projector": 2e-3, "decoder": 2e-3}, heads=0.0, answers=True),
+    Stage("encoder", {"vision": 2e-3, "heads": 2e-3}, heads=1.0, dense=DENSE, answers=False),
+    Stage("projector", {"projector": 2e-3, "decoder": 2e-3}, heads=0.0, dense=0.0, answers=True),
     Stage(
         "everything",
         {"vision": 1e-3, "projector": 1e-3, "decoder": 1e-3, "heads": 1e-3},
         heads=0.2,
+        dense=DENSE_BESIDE_ANSWERS,
         answers=True,
     ),
 )

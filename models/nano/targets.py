@@ -32,18 +32,20 @@ class Scene(Protocol):
     background: int
     cells: np.ndarray
     letters: np.ndarray
+    dense: np.ndarray
 
 
 SceneMaker = Callable[..., Scene]
 
 
 def stack(scenes: Sequence[Scene]) -> Batch:
-    """Pictures (B, 3, S, S) uint8 and the targets of the linear heads."""
+    """Pictures (B, 3, S, S) uint8 and the targets of all linear heads."""
     return {
         "pixels": torch.from_numpy(np.stack([s.image.transpose(2, 0, 1) for s in scenes])),
         "background": torch.tensor([int(s.background) for s in scenes]),
         "cells": torch.from_numpy(np.stack([s.cells for s in scenes])).long(),
         "letters": torch.from_numpy(np.stack([s.letters for s in scenes])).long(),
+        "dense": torch.from_numpy(np.stack([s.dense for s in scenes])).long(),
     }
 
 

@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from nano.network import NanoConfig, NanoVLM
-from nano.objectives import TARGETS, Heads, answer_logits, exact_matches, head_counts, head_loss
+from nano.objectives import (
+    DENSE_TARGETS,
+    TARGETS,
+    Heads,
+    answer_logits,
+    dense_counts,
+    dense_loss,
+    exact_matches,
+    head_counts,
+    head_loss,
+)
 from nano.record import STATE, TOKENIZER, Curve, load_state, save_state
 from nano.schedule import CLIP, STAGES, Stage, freeze, make_optimizer, rate_factor, set_rate
 from nano.targets import Batch, Batches, SceneMaker
@@ -94,9 +104,8 @@ class Trainer:
             "decoder": self.model.decoder,
             "heads": self.heads,
         }
-        self.curve = Curve(
-            folder, [*(f"cell {name}" for name in TARGETS), "exact", *world.KINDS], state["elapsed"] if state else 0.0
-        )
+        seen = [*(f"cell {name}" for name in TARGETS), *(f"dense {name}" for name in DENSE_TARGETS)]
+        self.curve = Curve(folder, [*seen, "exact", *world.KINDS], state["elapsed"] if state else 0.0)
         self._enter(state["stage"] if state else 0)
         if state:
             self._restore(state)
@@ -211,12 +220,14 @@ class Trainer:
 
     def _loss(self, stage: Stage, batch: Batch) -> Tensor:
         with torch.set_grad_enabled(stage.trains("vision")):
-            features = self.model.encode(batch["pixels"])
+            features, maps = self.model.encode_with_maps(batch["pixels"])
         loss = torch.zeros((), device=features.device)
         if stage.answers:
             loss = loss + F.cross_entropy(*answer_logits(self.model, features, batch))
         if stage.heads:
             loss = loss + stage.heads * head_loss(self.heads(features), batch)
+        if stage.dense:
+            loss = loss + stage.dense * dense_loss(self.heads.dense(maps), batch)
         return loss
 
     def _report(self, stage: Stage, loss: float, pictures_per_s: float) -> None:
@@ -234,9 +245,12 @@ class Trainer:
         batch = self._held_out
         for part in self.parts.values():
             part.eval()
-        features = torch.cat([self.model.encode(pixels) for pixels in batch["pixels"].split(settings.batch)])
-        counts = head_counts(self.heads(features), batch)
-        out = {f"cell {name}": right / max(every, 1) for name, (right, every) in counts.items()}
+        seen = [self.model.encode_with_maps(pixels) for pixels in batch["pixels"].split(settings.batch)]
+        features = torch.cat([part for part, _ in seen])
+        maps = [torch.cat(parts) for parts in zip(*(maps for _, maps in seen), strict=True)]
+        counts = {f"cell {name}": count for name, count in head_counts(self.heads(features), batch).items()}
+        counts |= {f"dense {name}": count for name, count in dense_counts(self.heads.dense(maps), batch).items()}
+        out = {name: right / max(every, 1) for name, (right, every) in counts.items()}
         if stage.answers:
             logits, labels = answer_logits(self.model, features, batch)
             right = exact_matches(logits, labels, batch)
@@ -252,6 +266,7 @@ def make_heads(config: NanoConfig, world: World) -> Heads:
     """The linear heads for a world's classes; 0 is "none" of shapes, colours and letters."""
     return Heads(
         config.feature_dim,
+        (config.dims[2], config.dims[3]),
         len(world.BACKGROUNDS),
         len(world.SHAPES) + 1,
         len(world.COLOURS) + 1,

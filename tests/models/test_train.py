@@ -22,7 +22,7 @@ from fastvlm_mlx.types import IMAGE_TOKEN_ID
 from nano import scenes
 from nano.export import export
 from nano.network import NanoConfig, NanoVLM
-from nano.objectives import TARGETS, answer_logits, exact_matches, head_counts, head_loss
+from nano.objectives import DENSE_TARGETS, TARGETS, answer_logits, exact_matches, head_counts, head_loss
 from nano.record import CURVE
 from nano.schedule import LAST_RATE, STAGES, Stage, rate_factor
 from nano.targets import IGNORE, Batch, pack, stack
@@ -226,6 +226,7 @@ def test_the_curve_has_a_line_per_evaluation(trained: Trainer):
     header, *rows = [line.split(",") for line in (trained.folder / CURVE).read_text().splitlines()]
     assert len(set(header)) == len(header)
     assert {"exact", *scenes.KINDS, *(f"cell {name}" for name in TARGETS)} <= set(header)
+    assert {f"dense {name}" for name in DENSE_TARGETS} <= set(header)
     assert [" ".join(row[1:3]) for row in rows] == [
         "encoder 2",
         "encoder 3",
