@@ -1,7 +1,7 @@
 """8-bit weights: an int8 for each weight of a matrix, a float16 scale for each block of 32 inputs.
 
-Measured on FastViTHD, this scheme has the least error of the 8-bit ones (one scale per output, or a palette, cost
-more). coremltools does the packing; `packed` says what it must leave, so that a package is checked against
+Measured on FastViTHD, this scheme has the least error of the 8-bit ones, on average over pictures (README has the
+table). coremltools does the packing; `packed` says what it must leave, so that a package is checked against
 values that weren't read from it. Carrying rounding errors on, as fastvlm_convert.rounding does, doesn't pay here:
 the errors are so large that what is carried is noise (1.9e-2 instead of 1.6e-2 on the tiny encoder).
 """

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from fastvlm_convert.configs import check_model_type, read_config
 from fastvlm_convert.keymap import Layout, Tensor, detect_layout, map_tensors
@@ -84,8 +85,7 @@ def convert(
 ) -> Result:
     """Convert a published FastVLM checkpoint into a bundle.
 
-    The source is only read; the bundle is written beside `target` and renamed at the end, unless `target`
-    already holds the outcome of the same bytes, options and version.
+    The source is only read; the bundle appears whole, or stays if the same bytes, options and version made it.
 
     Args:
         source: a folder in LLaVA's, transformers', mlx-vlm's or Apple's MLX layout.
@@ -96,12 +96,11 @@ def convert(
         licence: short name of the source's terms, where its files don't hold them.
         progress: called with (stage, bytes done, bytes in all); (step, 0, 0) for a step without a size.
         calibration: a folder of pictures to measure the Core ML package's ranges on; default a built-in set.
-        gates: how the Core ML package is checked; default at its smallest size, and a failure is an error.
+        gates: how the Core ML package is checked; default at one telling size, and a failure is an error.
 
     Raises:
         CheckpointError, WeightsError, InputError, DiskSpaceError: with what to do about it.
-        MissingDependencyError: a Core ML package needs torch and coremltools.
-        VerificationError: the Core ML package is wrong.
+        MissingDependencyError, VerificationError: a Core ML package can't be made here, or is wrong.
     """
     options, gates = options or Options(), gates or Gates()
     target = target or default_target(source, options)
@@ -113,29 +112,44 @@ def convert(
     origin = Source(source_id or source.resolve().name, layout.name, files, revision)
     made_with = as_json(asdict(options) | ({"calibration": calibration_record(request.pictures)} if request else {}))
     if is_up_to_date(target, origin, made_with, licence, gates.accepts if request else lambda _: True):
-        if request and gates.every_size:
-            checks = verify_bundle(target, checkpoint=source, say=lambda step: progress(step, 0, 0))
-            if not gates.force:
-                raise_failures(checks, REMEDY)
+        _verify_again(target, source, request, progress)
         return Result(target, True, ())
     tensors, config, warnings = _read_model(checkpoint, layout, origin.id, options)
-    if (tokenizer := read_tokenizer(source)) is None:
-        warnings.append("the checkpoint has no tokenizer: the bundle takes prompts as ids only")
+    tokenizer = read_tokenizer(source)  # a damaged one is known before anything is written
     plan = _plan(tensors, config, options)
-    total = sum(spec.nbytes for outputs in plan.values() for output in outputs for spec in output.specs)
-    require_space(target.parent, total + _package_bytes(source, plan, options) + _HEADERS_BYTES)
+    total = _require_room(target, source, plan, options)
     with replaced_folder(target) as folder:
         for name, outputs in plan.items():
             write_safetensors(folder / name, outputs, checkpoint, tensors, lambda n: progress("writing", n, total))
         coreml = _make_package(folder, checkpoint, tensors, config, request, progress, warnings)
-        (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
-        if tokenizer:
-            tokenizer.save(str(folder / TOKENIZER))
-        changes = _changes(layout, config, options)
-        write_manifest(folder, source, origin, made_with, changes, licence, coreml, progress)
-    if request:
-        warnings += [*request.pictures.skipped, *([request.pictures.note] if request.pictures.note else [])]
+        _write_texts(folder, config, tokenizer, warnings)
+        write_manifest(folder, source, origin, made_with, _changes(layout, config, options), licence, coreml, progress)
     return Result(target, False, tuple(warnings))
+
+
+def _verify_again(target: Path, source: Path, request: Request | None, progress: Progress) -> None:
+    """Run the gates of a bundle that stands as it is, where all of them are asked for."""
+    if request is None or not request.gates.every_size:
+        return
+    checks = verify_bundle(target, checkpoint=source, say=lambda step: progress(step, 0, 0))
+    if not request.gates.force:
+        raise_failures(checks, REMEDY)
+
+
+def _require_room(target: Path, source: Path, plan: Mapping[str, list[Output]], options: Options) -> int:
+    """Raise DiskSpaceError unless the bundle fits; gives the bytes of its tensors."""
+    total = sum(spec.nbytes for outputs in plan.values() for output in outputs for spec in output.specs)
+    require_space(target.parent, total + _package_bytes(source, plan, options) + _HEADERS_BYTES)
+    return total
+
+
+def _write_texts(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, warnings: list[str]) -> None:
+    """Write config.json and, where the checkpoint has one, the tokenizer."""
+    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    if tokenizer:
+        tokenizer.save(str(folder / TOKENIZER))
+    else:
+        warnings.append("the checkpoint has no tokenizer: the bundle takes prompts as ids only")
 
 
 def _layout_of(checkpoint: Checkpoint) -> Layout:
@@ -225,6 +239,7 @@ def _make_package(
             warnings.append("the checkpoint has no vision weights to make a Core ML package of")
         copy_package(checkpoint.path, folder)
         return None
+    warnings += [*request.pictures.skipped, *([request.pictures.note] if request.pictures.note else [])]
     weights = from_checkpoint(checkpoint, tensors, config.vision)
     try:
         return add_package(folder, config.vision, weights, request, lambda step: progress(step, 0, 0))

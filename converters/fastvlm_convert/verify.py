@@ -111,7 +111,7 @@ def _verify(args: argparse.Namespace) -> None:
     from fastvlm_mlx.accelerate import prepare_cpu
 
     prepare_cpu()
-    sizes = Size.parse_list(args.resolutions) if args.resolutions else None
+    sizes = Size.parse_list(args.resolutions) if args.resolutions is not None else None
     path = hub.resolve(args.bundle, local_files_only=True)
     checks = verify_bundle(path, sizes, args.checkpoint, say=lambda step: print(step, file=sys.stderr))
     print(json.dumps([dataclasses.asdict(c) for c in checks], indent=2) if args.json else describe_checks(checks))

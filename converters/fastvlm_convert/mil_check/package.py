@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fastvlm_convert.mil_check.program import DYNAMIC, ImageLayout, Program, StoredValue, ValueInfo, read_program
+from fastvlm_convert.quiet import quiet
 from fastvlm_mlx.errors import BundleError, MissingDependencyError
 
 ONLY_FUNCTION = "main"  # the name of a package's function where there is one
@@ -124,18 +124,14 @@ def _model_file(path: Path) -> Path:
 
 def _specification(model: Path) -> Any:
     """Parse the protobuf."""
-    log = logging.getLogger("coremltools")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns of torch's version and, off macOS, of each native library
     try:
-        from coremltools.proto import Model_pb2
-        from google.protobuf.message import DecodeError
+        with quiet():  # its import warns of torch's version and, off macOS, of each native library
+            from coremltools.proto import Model_pb2
+            from google.protobuf.message import DecodeError
     except ImportError as exc:
         raise MissingDependencyError(
             "reading a Core ML package needs coremltools: pip install 'fastvlm-mlx[convert]'"
         ) from exc
-    finally:
-        log.setLevel(level)
     specification = Model_pb2.Model()
     try:
         specification.ParseFromString(model.read_bytes())

@@ -130,7 +130,7 @@ class AppleRuntime:
         load, known = self._ct.models.CompiledMLModel, self._cache(package).exists()
         try:
             return load(str(self._compiled(package)), units, function_name=function)
-        except Exception:
+        except Exception:  # whatever a broken file makes of it: a second failure is raised
             if not known:
                 raise
             shutil.rmtree(self._cache(package), ignore_errors=True)
