@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -14,22 +14,21 @@ from PIL import Image, ImageDraw, ImageFont
 from nano.backdrops import Backdrop
 from nano.dice import Dice
 from nano.paint import edge, legible, shaded
+from nano.texts import choose_text
 from nano.vocabulary import (
     ALPHABET,
     COLOURS,
     HELD_OUT_FONTS,
-    HELD_OUT_WORDS,
     LETTERS_PER_CELL,
     SHADES,
     TRAIN_FONTS,
-    TRAIN_WORDS,
     Rgb,
-    held_out_number,
 )
 
 MEASURE = 200  # size at which a font's proportions are taken, so that the plan is the same for every side
 SMALLEST, LARGEST = 0.11, 0.34  # size of text, as a part of the picture's side
 PLATE = 0.22  # how far a plate reaches beyond the text, in sizes of the text
+SLANTED, SLANT = 0.5, (-0.08, 0.32)  # of the texts in training, and by how much: fonts differ in it, above all
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,7 @@ class Lettering:
         plate: shade of the rectangle behind it.
         plate_name: its colour, "" without one.
         rim: shade of the edge around each character.
+        slant: how far the text's top is pushed along the line, in heights.
     """
 
     text: str
@@ -61,6 +61,7 @@ class Lettering:
     plate: Rgb | None = None
     plate_name: str = ""
     rim: Rgb | None = None
+    slant: float = 0.0
 
     @property
     def is_number(self) -> bool:
@@ -70,9 +71,12 @@ class Lettering:
     @property
     def extent(self) -> tuple[float, float]:
         """Width and height of the upright rectangle that it fills, with its plate."""
-        width, height = proportions(self.font, self.text)
-        margin = 2 * PLATE if self.plate else 0.08
-        return turned((width + margin) * self.size, (height + margin) * self.size, self.angle)
+        wide, high = outline(self)
+        return wide * self.size, high * self.size
+
+    def placed(self, size: float, x: float, y: float) -> Lettering:
+        """The same text there."""
+        return replace(self, size=size, x=x, y=y)
 
     def seen_from(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How far points lie from its centre: along the line of text, and across it, downwards."""
@@ -87,7 +91,14 @@ def turned(width: float, height: float, angle: float) -> tuple[float, float]:
     return width * cosine + height * sine, width * sine + height * cosine
 
 
-@lru_cache(maxsize=512)
+def outline(lettering: Lettering) -> tuple[float, float]:
+    """Width and height of the upright rectangle around it and its plate, in sizes of the font."""
+    width, height = proportions(lettering.font, lettering.text)
+    margin = 2 * PLATE if lettering.plate else 0.08
+    return turned(width + abs(lettering.slant) * height + margin, height + margin, lettering.angle)
+
+
+@lru_cache(maxsize=2048)
 def _font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
     # The basic layout is in every build of Pillow; the other one would place characters a little differently.
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
@@ -140,18 +151,6 @@ def letters_of(letterings: tuple[Lettering, ...]) -> np.ndarray:
     return letters
 
 
-def _text(dice: Dice, held_out: bool) -> str:
-    """A word in one of three cases, or a number of two to five digits."""
-    if dice.chance(0.3):
-        digits = dice.whole(2, 5)
-        while True:
-            number = dice.whole(10 ** (digits - 1), 10**digits - 1)
-            if held_out_number(number) == held_out:
-                return str(number)
-    word = dice.pick(HELD_OUT_WORDS if held_out else TRAIN_WORDS)
-    return dice.pick((word, word.upper(), word.capitalize()))
-
-
 def _ink(dice: Dice, backdrop: Backdrop) -> tuple[int, Rgb | None, str, Rgb | None]:
     """Colour of the text, its plate's shade and name, its rim's shade: plate or rim wherever it needs one."""
     if dice.chance(0.5 if backdrop.photograph else 0.15):
@@ -162,7 +161,25 @@ def _ink(dice: Dice, backdrop: Backdrop) -> tuple[int, Rgb | None, str, Rgb | No
     return colour, None, "", edge(shaded(dice, colour)) if backdrop.photograph else None
 
 
-def plan_lettering(dice: Dice, backdrop: Backdrop, new_text: bool, new_font: bool, leave_room: bool) -> Lettering:
+def dressed(dice: Dice, backdrop: Backdrop, text: str, font: str, invents: bool) -> Lettering:
+    """A text in legible colours and at some angle, still without a size and a place.
+
+    Args:
+        dice: the scene's.
+        backdrop: what it stands on.
+        text: what it says.
+        font: name of the file, without ".ttf".
+        invents: SLANTED of the texts lean, as in training.
+    """
+    colour, plate, plate_name, rim = _ink(dice, backdrop)
+    angle = dice.between(-20, 20) if dice.chance(0.7) else 0.0
+    slant = dice.between(*SLANT) if invents and dice.chance(SLANTED) else 0.0
+    return Lettering(text, font, 0.0, 0.5, 0.5, angle, shaded(dice, colour), colour, plate, plate_name, rim, slant)
+
+
+def plan_lettering(
+    dice: Dice, backdrop: Backdrop, new_text: bool, new_font: bool, leave_room: bool, invents: bool
+) -> Lettering:
     """A sign.
 
     Args:
@@ -171,20 +188,18 @@ def plan_lettering(dice: Dice, backdrop: Backdrop, new_text: bool, new_font: boo
         new_text: a word or number of the held-out split.
         new_font: a font of the held-out split.
         leave_room: keep it low enough for a shape above or below it.
+        invents: words may be made up and fonts slanted, as in training.
     """
-    text, font = _text(dice, new_text), dice.pick(HELD_OUT_FONTS if new_font else TRAIN_FONTS)
-    colour, plate, plate_name, rim = _ink(dice, backdrop)
-    angle = dice.between(-20, 20) if dice.chance(0.7) else 0.0
-    width, height = proportions(font, text)
-    margin = 2 * PLATE if plate else 0.08
-    wide, high = turned(width + margin, height + margin, angle)
+    text, font = choose_text(dice, new_text, invents), dice.pick(HELD_OUT_FONTS if new_font else TRAIN_FONTS)
+    lettering = dressed(dice, backdrop, text, font, invents)
+    wide, high = outline(lettering)
     most = min(LARGEST, 0.96 / wide, (0.52 if leave_room else 0.96) / high)
     size = dice.between(min(SMALLEST, most), most)
     # Centres prefer the three rows and columns, or a position could rarely be asked for.
     x, y = (dice.pick((1 / 6, 0.5, 5 / 6)) + dice.between(-0.09, 0.09) for _ in range(2))
     half_width, half_height = wide * size / 2 + 0.02, high * size / 2 + 0.02
     x, y = min(1 - half_width, max(half_width, x)), min(1 - half_height, max(half_height, y))
-    return Lettering(text, font, size, x, y, angle, shaded(dice, colour), colour, plate, plate_name, rim)
+    return lettering.placed(size, x, y)
 
 
 def colour_name(lettering: Lettering) -> str:
@@ -195,12 +210,27 @@ def colour_name(lettering: Lettering) -> str:
 def draw_lettering(picture: Image.Image, lettering: Lettering) -> None:
     """Write it onto the picture, its ink centred."""
     side = picture.width
+    for rgb, mask in _layers(lettering, side):
+        if lettering.slant:
+            lean = lettering.slant
+            mask = mask.transform(
+                mask.size, Image.Transform.AFFINE, (1, lean, -lean * mask.height / 2, 0, 1, 0), Image.Resampling.BICUBIC
+            )
+        if lettering.angle:
+            mask = mask.rotate(lettering.angle, Image.Resampling.BICUBIC, expand=True)
+        corner = round(lettering.x * side - mask.width / 2), round(lettering.y * side - mask.height / 2)
+        picture.paste(rgb, corner, mask)
+
+
+def _layers(lettering: Lettering, side: int) -> list[tuple[Rgb, Image.Image]]:
+    """Plate, rim and text: shades and masks of one size, from the back to the front."""
     font = _font(lettering.font, max(6, round(lettering.size * side)))
     border = max(1, round(0.006 * side)) if lettering.rim else 0
     left, top, right, bottom = font.getbbox(lettering.text, stroke_width=border)
     margin = math.ceil(PLATE * lettering.size * side) if lettering.plate else 1
-    size = math.ceil(right - left) + 2 * margin, math.ceil(bottom - top) + 2 * margin
-    start = margin - left, margin - top
+    lean = math.ceil(abs(lettering.slant) * (bottom - top) / 2)
+    size = math.ceil(right - left) + 2 * (margin + lean), math.ceil(bottom - top) + 2 * margin
+    start = margin + lean - left, margin - top
     ink = Image.new("L", size)
     ImageDraw.Draw(ink).text(start, lettering.text, 255, font)
     layers = [(lettering.rgb, ink)]
@@ -210,8 +240,4 @@ def draw_lettering(picture: Image.Image, lettering: Lettering) -> None:
         layers.insert(0, (lettering.rim, around))
     if lettering.plate:
         layers.insert(0, (lettering.plate, Image.new("L", size, 255)))
-    for rgb, mask in layers:
-        if lettering.angle:
-            mask = mask.rotate(lettering.angle, Image.Resampling.BICUBIC, expand=True)
-        corner = round(lettering.x * side - mask.width / 2), round(lettering.y * side - mask.height / 2)
-        picture.paste(rgb, corner, mask)
+    return layers

@@ -21,7 +21,7 @@ class NanoConfig:
     """Sizes of the whole model; `side` is that of the pictures in pixels."""
 
     side: int = 256
-    dims: tuple[int, ...] = (16, 32, 64, 128, 256)
+    dims: tuple[int, ...] = (16, 48, 96, 192, 192)
     depths: tuple[int, ...] = (1, 2, 3, 2, 1)
     mlp_ratio: int = 4
     head_dim: int = 32

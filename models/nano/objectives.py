@@ -86,10 +86,10 @@ def dense_counts(logits: Sequence[Tensor], batch: Batch) -> dict[str, tuple[int,
 
 
 def _balanced(logits: Tensor, right: Tensor) -> Tensor:
-    """Cross-entropy in which all that holds something weighs as much as all that is empty."""
+    """Cross-entropy in which all that holds something weighs as much as all that is empty; IGNORE weighs nothing."""
     loss = F.cross_entropy(logits.flatten(0, -2), right.flatten(), reduction="none")
     full = (right.flatten() > 0).float()
-    empty = 1.0 - full
+    empty = (right.flatten() == 0).float()
     return (loss * full).sum() / full.sum().clamp(min=1) + (loss * empty).sum() / empty.sum().clamp(min=1)
 
 

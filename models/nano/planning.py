@@ -8,6 +8,7 @@ from nano.backdrops import Backdrop, plan_backdrop
 from nano.charts import Chart, plan_chart
 from nano.dice import Dice
 from nano.lettering import Lettering, letters_of, plan_lettering
+from nano.pages import plan_page
 from nano.paint import visible
 from nano.shapes import TRAIN_PAIRS, Thing, place, plan_things
 from nano.vocabulary import (
@@ -17,6 +18,7 @@ from nano.vocabulary import (
     HELD_OUT_PHOTOGRAPHS,
     HELD_OUT_WORDS,
     NINTHS,
+    PAGE,
     held_out_number,
 )
 
@@ -35,11 +37,12 @@ class Plan:
     """What is in a picture.
 
     Attributes:
-        family: one of FAMILIES.
+        family: one of FAMILIES, or PAGE.
         backdrop: the background.
         things: shapes.
         lettering: the sign of a "text" scene.
         chart: the chart of a "chart" scene.
+        page: the texts of a page.
     """
 
     family: str
@@ -47,11 +50,12 @@ class Plan:
     things: tuple[Thing, ...] = ()
     lettering: Lettering | None = None
     chart: Chart | None = None
+    page: tuple[Lettering, ...] = ()
 
     @property
     def letterings(self) -> tuple[Lettering, ...]:
         """All text in it."""
-        return (self.lettering,) if self.lettering else self.chart.labels if self.chart else ()
+        return (self.lettering,) if self.lettering else self.chart.labels if self.chart else self.page
 
     @property
     def novelties(self) -> frozenset[str]:
@@ -77,7 +81,7 @@ def plan_scene(dice: Dice, held_out: bool, family: str | None = None) -> Plan:
     Args:
         dice: the scene's.
         held_out: for the held-out split.
-        family: one of FAMILIES; chosen by SHARES if None.
+        family: one of FAMILIES, or for training PAGE; chosen by SHARES if None.
     """
     family = dice.weighted(FAMILIES, SHARES) if family is None else family
     new: set[str] = set()
@@ -86,12 +90,14 @@ def plan_scene(dice: Dice, held_out: bool, family: str | None = None) -> Plan:
         new = {trait for trait, likely in traits.items() if dice.chance(likely)} or {dice.pick(tuple(traits))}
     photographs = 0.0 if family == "chart" else 1.0 if "photograph" in new else 0.25
     backdrop = plan_backdrop(dice, photographs, "photograph" in new)
+    if family == PAGE:
+        return Plan(family, backdrop, page=plan_page(dice, backdrop))
     if family == "shapes":
         return Plan(family, backdrop, plan_things(dice, backdrop, "pair" in new))
     if family == "chart":
         return Plan(family, backdrop, chart=plan_chart(dice, backdrop, "font" in new))
     beside = dice.chance(0.4)
-    lettering = _roomy(plan_lettering(dice, backdrop, "word" in new, "font" in new, beside))
+    lettering = _roomy(plan_lettering(dice, backdrop, "word" in new, "font" in new, beside, invents=not held_out))
     things = _beside(dice, backdrop, lettering) if beside else ()
     return Plan(family, backdrop, things, lettering)
 

@@ -28,6 +28,7 @@ from nano.charts import draw_chart  # noqa: E402
 from nano.dense import dense_of  # noqa: E402
 from nano.dice import Dice  # noqa: E402
 from nano.lettering import draw_lettering, letters_of  # noqa: E402
+from nano.pages import letters_on  # noqa: E402
 from nano.phrases import Question  # noqa: E402
 from nano.planning import plan_scene  # noqa: E402
 from nano.questions import ask_all  # noqa: E402
@@ -39,6 +40,7 @@ from nano.vocabulary import (  # noqa: E402
     FAMILIES,
     KINDS,
     LETTERS_PER_CELL,
+    PAGE,
     SHAPES,
     SPLITS,
 )
@@ -50,6 +52,7 @@ __all__ = [
     "FAMILIES",
     "KINDS",
     "LETTERS_PER_CELL",
+    "PAGE",
     "SHAPES",
     "SPLITS",
     "Question",
@@ -65,11 +68,11 @@ class Scene:
 
     Attributes:
         image: (side, side, 3) uint8, RGB.
-        questions: four to eight, of several kinds.
+        questions: four to eight, of several kinds; none about a page.
         background: index into BACKGROUNDS.
         cells: (4, 4, 2) int64: shape and colour of what has its centre in the cell, indices + 1; 0 for none.
         letters: (4, 4, LETTERS_PER_CELL) int64: characters whose centres lie in the cell, from left to right,
-            indices into ALPHABET + 1, then zeros.
+            indices into ALPHABET + 1, then zeros; -1 in cells that several texts of a page share.
         dense: (side // 16, side // 16, 3) int64: what lies at the middle of each position of a finer grid, by
             row and column: shape, its colour or that of a chart's bar, and letter, indices + 1; 0 for none. A
             shape fills its disc. A character fills its box, turned with the text; one whose box covers no
@@ -91,27 +94,31 @@ def make_scene(seed: int, split: str = "train", side: int = 256, family: str | N
         seed: its number, 0 or more.
         split: one of SPLITS.
         side: of the picture, in pixels; what is in it doesn't depend on this, only the grid of `dense` does.
-        family: one of FAMILIES, or None for all in fixed shares.
+        family: one of FAMILIES, None for all in fixed shares, or PAGE, which is for training only.
 
     Raises:
         ValueError: there is no such split or family, or the seed or side is too small.
     """
-    if split not in SPLITS or family not in (*FAMILIES, None):
-        raise ValueError(f"no split {split!r} or no family {family!r}: {SPLITS}, {FAMILIES}")
+    if split not in SPLITS or family not in (*FAMILIES, PAGE, None):
+        raise ValueError(f"no split {split!r} or no family {family!r}: {SPLITS}, {(*FAMILIES, PAGE)}")
+    if family == PAGE and split != "train":
+        raise ValueError(f"a {PAGE} has no questions and is for training; choose the split 'train'")
     if seed < 0 or side < 32:
         raise ValueError(f"seed {seed} is below 0 or side {side} below 32")
     held_out = split == "held-out"
     dice = Dice(SPLITS.index(split), seed)
     plan = plan_scene(dice, held_out, family)
-    questions = ask_all(plan, dice, held_out)
+    questions = () if plan.page else ask_all(plan, dice, held_out)
     picture = draw_backdrop(plan.backdrop, side)
     if plan.chart:
         draw_chart(picture, plan.chart)
-    if plan.lettering:
-        draw_lettering(picture, plan.lettering)
+    for lettering in (plan.lettering, *plan.page):
+        if lettering:
+            draw_lettering(picture, lettering)
     for thing in plan.things:
         draw_thing(picture, thing)
-    cells, letters = cells_of(plan.things), letters_of(plan.letterings)
+    cells = cells_of(plan.things)
+    letters = letters_on(plan.page) if plan.page else letters_of(plan.letterings)
     return Scene(np.array(picture), questions, plan.backdrop.index, cells, letters, dense_of(plan, side))
 
 

@@ -30,6 +30,7 @@ class Stage:
         heads: weight of the linear heads' loss.
         dense: weight of the loss of those on the maps inside the encoder.
         answers: whether answers are learnt.
+        pages: part of the pictures that are pages full of text, about which nothing is asked.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Stage:
     heads: float
     dense: float
     answers: bool
+    pages: float = 0.0
 
     def trains(self, part: str) -> bool:
         """Whether a part's weights (and a batch norm's statistics) change."""
@@ -44,7 +46,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("encoder", {"vision": 2e-3, "heads": 2e-3}, heads=1.0, dense=DENSE, answers=False),
+    Stage("encoder", {"vision": 2e-3, "heads": 2e-3}, heads=1.0, dense=DENSE, answers=False, pages=0.6),
     Stage("projector", {"projector": 2e-3, "decoder": 2e-3}, heads=0.0, dense=0.0, answers=True),
     Stage(
         "everything",
@@ -52,6 +54,7 @@ STAGES = (
         heads=0.2,
         dense=DENSE_BESIDE_ANSWERS,
         answers=True,
+        pages=0.15,
     ),
 )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nano.tokenizer import Prompts, Question
+from nano.vocabulary import PAGE
 
 IGNORE = -100  # cross_entropy's own
 BEGINNING, PADDING = 0, -1  # in `segment`; questions count from 1
@@ -40,11 +41,12 @@ SceneMaker = Callable[..., Scene]
 
 def stack(scenes: Sequence[Scene]) -> Batch:
     """Pictures (B, 3, S, S) uint8 and the targets of all linear heads."""
+    letters = torch.from_numpy(np.stack([s.letters for s in scenes])).long()
     return {
         "pixels": torch.from_numpy(np.stack([s.image.transpose(2, 0, 1) for s in scenes])),
         "background": torch.tensor([int(s.background) for s in scenes]),
         "cells": torch.from_numpy(np.stack([s.cells for s in scenes])).long(),
-        "letters": torch.from_numpy(np.stack([s.letters for s in scenes])).long(),
+        "letters": torch.where(letters < 0, IGNORE, letters),
         "dense": torch.from_numpy(np.stack([s.dense for s in scenes])).long(),
     }
 
@@ -110,6 +112,7 @@ class Batches(Dataset[Batch]):
         tokenizer: tokenizer.json; None leaves the questions out.
         most: questions of a picture, drawn by its seed.
         split: "train", or the name of the held-out one.
+        pages: part of a batch's pictures that are pages, for which there are no questions.
     """
 
     def __init__(
@@ -122,15 +125,20 @@ class Batches(Dataset[Batch]):
         tokenizer: Path | None = None,
         most: int = 8,
         split: str = "train",
+        pages: float = 0.0,
     ) -> None:
         self.make_scene, self.kinds, self.first_seed, self.size, self.side = make_scene, kinds, first_seed, size, side
-        self.tokenizer, self.most, self.split = tokenizer, most, split
+        self.tokenizer, self.most, self.split, self.pages = tokenizer, most, split, round(pages * size)
         self._prompts: Prompts | None = None
 
     def __getitem__(self, index: int) -> Batch:
         """Make a batch."""
         seeds = range(self.first_seed + index * self.size, self.first_seed + (index + 1) * self.size)
-        scenes = [self.make_scene(seed, split=self.split, side=self.side) for seed in seeds]
+        families = [PAGE] * self.pages + [None] * (self.size - self.pages)
+        scenes = [
+            self.make_scene(seed, split=self.split, side=self.side, family=family)
+            for seed, family in zip(seeds, families, strict=True)
+        ]
         batch = stack(scenes)
         if self.tokenizer:
             self._prompts = self._prompts or Prompts(self.tokenizer)  # in the worker: it can't be pickled

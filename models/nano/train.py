@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +29,6 @@ if __name__ == "__main__":
 # Read when torch is imported. Threads that spin at a barrier keep the workers that make pictures off the cores:
 # with two cores and one other process, a step took five times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-WIDTHS = (16, 24, 32)  # channels of the first stage; each later one doubles
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -53,7 +52,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="pictures of a step (default 32)")
     parser.add_argument("--questions", type=int, default=8, help="of a picture in a step, at most (default 8)")
     parser.add_argument("--side", type=int, default=256, help="of the pictures, pixels (default 256)")
-    parser.add_argument("--width", type=int, choices=WIDTHS, default=16, help="channels of stage 1 (default 16)")
+    parser.add_argument(
+        "--dims",
+        type=_numbers,
+        metavar="A,B,C,D,E",
+        help="channels of the encoder's stages, each a multiple of the one before (default 16,48,96,192,192)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
     parser.add_argument("--workers", type=int, default=1, help="processes that make pictures (default 1)")
     parser.add_argument("--evaluate-every", type=int, default=250, help="steps (default 250)")
@@ -61,6 +65,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(args.stage_steps) != 3 or min(args.stage_steps) < 1:
         parser.error("--stage-steps needs three positive numbers, such as 3000,1000,8000")
+    if args.dims and (len(args.dims) != 5 or any(b % a for a, b in pairwise(args.dims)) or args.dims[3] % 32):
+        parser.error("--dims needs five numbers, each a multiple of the one before, from the fourth on of 32, too")
     has_state = (args.out / "state.pt").exists()
     if args.export and not has_state:
         parser.error(f"{args.out} has no state.pt to export; train first")
@@ -105,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         questions=args.questions,
         evaluate_every=args.evaluate_every,
     )
-    config = NanoConfig(side=args.side, dims=tuple(args.width << stage for stage in range(5)))
+    config = NanoConfig(side=args.side, **({"dims": args.dims} if args.dims else {}))
     trainer = Trainer(args.out, config, settings, scenes, lambda line: print(line, flush=True))
     if not args.export:
         trainer.run(stopper(args.minutes))

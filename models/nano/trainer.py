@@ -190,7 +190,7 @@ class Trainer:
         settings = self.settings
         first_seed = settings.seed * RUN_SEEDS + (self.stage + 1) * STAGE_SEEDS
         tokenizer = self.tokenizer if stage.answers else None
-        data = self._dataset(first_seed, settings.batch, tokenizer, settings.questions, "train")
+        data = self._dataset(first_seed, settings.batch, tokenizer, settings.questions, "train", stage.pages)
         loader = DataLoader(
             data,
             batch_size=None,
@@ -202,9 +202,11 @@ class Trainer:
         for batch in loader:
             yield {name: tensor.to(settings.device) for name, tensor in batch.items()}
 
-    def _dataset(self, first_seed: int, size: int, tokenizer: Path | None, most: int, split: str) -> Batches:
+    def _dataset(
+        self, first_seed: int, size: int, tokenizer: Path | None, most: int, split: str, pages: float = 0.0
+    ) -> Batches:
         world, side = self.world, self.model.config.side
-        return Batches(world.make_scene, world.KINDS, first_seed, size, side, tokenizer, most, split)
+        return Batches(world.make_scene, world.KINDS, first_seed, size, side, tokenizer, most, split, pages)
 
     def _train_step(self, stage: Stage, batch: Batch, steps: int) -> float:
         set_rate(self.optimizer, rate_factor(self.step, steps))

@@ -9,6 +9,7 @@ Rgb = tuple[int, int, int]
 KINDS: tuple[str, ...] = ("colour", "kind", "count", "presence", "position", "relation", "reading", "chart", "describe")
 SPLITS: tuple[str, ...] = ("train", "held-out")
 FAMILIES: tuple[str, ...] = ("shapes", "text", "chart")
+PAGE = "page"  # full of text; for training, and without questions
 
 PAINTS: dict[str, Rgb] = {
     "red": (222, 36, 36),
@@ -80,6 +81,7 @@ __all__ = [
     "KINDS",
     "LETTERS_PER_CELL",
     "NINTHS",
+    "PAGE",
     "PAINTS",
     "PHOTOGRAPH",
     "SHADES",
