@@ -162,17 +162,17 @@ class AttentionBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Halve the map, double the channels."""
+    """Halve the map; the published models double the channels."""
 
-    def __init__(self, dim: int, ranges: Ranges, name: str, probe: Probe) -> None:
+    def __init__(self, before: int, dim: int, ranges: Ranges, name: str, probe: Probe) -> None:
         super().__init__()
         self.name, self.probe = name, probe
         self.shifts = [ranges.hidden.get(f"{name}.{layer}", 0) for layer in ("depthwise", "pointwise")]
-        self.depthwise = Conv(dim, 2 * dim, 7, stride=2, groups=dim)
-        self.pointwise = Conv(2 * dim, 2 * dim, 1)
+        self.depthwise = Conv(before, dim, 7, stride=2, groups=before)
+        self.pointwise = Conv(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 2 C, H / 2, W / 2)."""
+        """(B, C, H, W) -> (B, C', H / 2, W / 2)."""
         x = self.depthwise(x)
         self.probe(f"{self.name}.depthwise", x)
         x = self.pointwise(shifted_gelu(x, self.shifts[0]))
@@ -202,7 +202,7 @@ class Stage(nn.Module):
         dim, hidden = config.embed_dims[index], config.embed_dims[index] * config.mlp_ratio
         self.name, self.probe = f"stages.{index}", probe
         before = config.embed_dims[index - 1]
-        self.downsample = PatchEmbed(before, ranges, f"{self.name}.downsample", probe) if index else None
+        self.downsample = PatchEmbed(before, dim, ranges, f"{self.name}.downsample", probe) if index else None
         self.position = Conv(dim, dim, 7, groups=dim) if index >= ATTENTION_FROM else None
         self.blocks = nn.ModuleList(
             AttentionBlock(dim, hidden, config.head_dim, form, ranges, name, probe)

@@ -60,14 +60,14 @@ class LargeKernel(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Halve the map, double the channels."""
+    """Halve the map."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.proj = nn.Sequential(LargeKernel(inputs, outputs), Reparam(convolution(outputs, outputs, 1), active=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 2 C, H / 2, W / 2)."""
+        """(B, C, H, W) -> (B, C', H / 2, W / 2)."""
         return self.proj(x)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -47,8 +48,8 @@ class VisionConfig:
             raise ConfigError(
                 f"vision needs 5 positive layers and 5 positive embed_dims, got {self.layers} and {self.embed_dims}"
             )
-        if any(b != 2 * a for a, b in zip(self.embed_dims, self.embed_dims[1:], strict=False)):
-            raise ConfigError(f"vision.embed_dims must double from stage to stage, got {self.embed_dims}")
+        if any(dim % before for before, dim in pairwise(self.embed_dims)):
+            raise ConfigError(f"each of vision.embed_dims must be a multiple of the one before, got {self.embed_dims}")
         if any(dim % self.head_dim for dim in self.embed_dims[3:]):
             raise ConfigError(
                 f"vision.embed_dims of stages 4 and 5 must be multiples of head_dim {self.head_dim}, "

@@ -34,7 +34,7 @@ from support.seeded import relative_l2
 SIDE = 128
 CONFIG = NanoConfig(
     side=SIDE,
-    dims=(8, 16, 32, 64, 128),
+    dims=(8, 24, 48, 96, 96),
     depths=(1, 1, 1, 1, 1),
     hidden=64,
     layers=2,

@@ -96,7 +96,7 @@ def test_device_says_what_runs(model):
     ("change", "message"),
     [
         ({"layers": (1, 2, 3)}, "5 positive layers"),
-        ({"embed_dims": (16, 32, 64, 128, 250)}, "double"),
+        ({"embed_dims": (16, 32, 64, 128, 250)}, "multiple of the one before"),
         ({"embed_dims": (1, 2, 4, 8, 16)}, "multiples of head_dim"),
         ({"image_size": 100}, "multiple of 64"),
     ],

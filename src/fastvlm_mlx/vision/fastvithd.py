@@ -84,15 +84,15 @@ class AttentionBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Halve the map, double the channels."""
+    """Halve the map; the published models double the channels."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, before: int, dim: int) -> None:
         super().__init__()
-        self.depthwise = DepthwiseConv(dim, 2 * dim, 7, stride=2)
-        self.pointwise = nn.Linear(2 * dim, 2 * dim)
+        self.depthwise = DepthwiseConv(before, dim, 7, stride=2)
+        self.pointwise = nn.Linear(dim, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, H, W, C) -> (B, H / 2, W / 2, 2 C)."""
+        """(B, H, W, C) -> (B, H / 2, W / 2, C')."""
         return gelu(self.pointwise(gelu(self.depthwise(x))))
 
 
@@ -118,7 +118,7 @@ class Stage(nn.Module):
         dim, hidden = config.embed_dims[index], config.embed_dims[index] * config.mlp_ratio
         attends = index >= ATTENTION_FROM
         if index:
-            self.downsample = PatchEmbed(config.embed_dims[index - 1])
+            self.downsample = PatchEmbed(config.embed_dims[index - 1], dim)
         if attends:
             self.position = DepthwiseConv(dim, dim, 7)
         self.blocks: list[nn.Module] = [
@@ -127,7 +127,7 @@ class Stage(nn.Module):
         ]
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, H, W, C) -> (B, H / 2, W / 2, 2 C), or the same shape in stage 1."""
+        """(B, H, W, C) -> (B, H / 2, W / 2, C'), or the same shape in stage 1."""
         for step in [self.get("downsample"), self.get("position"), *self.blocks]:
             x = step(x) if step is not None else x
         return x
