@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from os import PathLike
@@ -44,7 +45,7 @@ def load(
         model: a bundle's folder, a name of `fastvlm models`, "org/name" on the Hugging Face hub, or None for
             the default that comes with the package and needs no network.
         vision: "coreml" for the bundle's Core ML package, "mlx", or "auto": Core ML where the bundle has a
-            package and this machine runs it, else MLX, with a warning.
+            package and this machine runs it, else MLX, on a Mac with a warning.
         compute_units: where Core ML may run: "CPU_AND_NE" (leaves the GPU to MLX), "ALL", "CPU_AND_GPU" or
             "CPU_ONLY".
         resolution: side in pixels of the images that the encoder gets, a multiple of 64; default what the
@@ -167,7 +168,8 @@ def _open_package(
     from fastvlm_mlx.vision.coreml import CoreMLVisionEncoder
     from fastvlm_mlx.vision.coreml_runtime import AppleRuntime
 
-    if not (required or bundle.has(PACKAGE)):
+    # Elsewhere than on a Mac nobody expects Core ML: there is nothing to warn of.
+    if not required and not (bundle.has(PACKAGE) and (runtime or sys.platform == "darwin")):
         return None
     try:
         return CoreMLVisionEncoder(bundle.path / PACKAGE, runtime or AppleRuntime(), compute_units)

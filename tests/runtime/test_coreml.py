@@ -85,10 +85,21 @@ def test_a_runtime_that_fails(with_package):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML runs there")
-def test_without_macos(with_package, bundle):
+def test_without_macos(with_package):
     with pytest.raises(EncoderError, match="Core ML runs on macOS only"):
         load(with_package.path, vision="coreml")
-    with pytest.warns(UserWarning, match="FastViTHD runs in MLX: Core ML runs on macOS only"):
+    assert "vision: MLX" in load(with_package.path).device  # without a warning, which would be an error here
+
+
+def test_a_mac_that_can_not_run_the_package(with_package, monkeypatch):
+    """Core ML is expected there, so that it is left out is said."""
+
+    def broken(_):
+        raise EncoderError("Core ML needs coremltools")
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr("fastvlm_mlx.vision.coreml_runtime.AppleRuntime.__init__", broken)
+    with pytest.warns(UserWarning, match="FastViTHD runs in MLX: Core ML needs coremltools"):
         model = load(with_package.path)
     assert "vision: MLX" in model.device
 
