@@ -11,25 +11,27 @@ from PIL import Image
 from fastvlm_bench.accuracy import Answer, Question, Score, ask_all, format_scores, read_questions, score
 from fastvlm_bench.cli import main
 from fastvlm_mlx.errors import InputError
+from support.seeded import SPEAKING
 
 
 @pytest.fixture
-def folder(tmp_path, default_model):
-    """Two pictures with two questions each; one of the answers is what the default model says."""
+def folder(tmp_path, speaking_model):
+    """Two pictures with two questions each; one of the answers is what the model says."""
     lines = []
     for name, seed in (("a.png", 1), ("b.png", 2)):
         Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / name)
         for kind, prompt in (("colour", "What colour is it?"), ("count", "How many?")):
             lines.append({"image": name, "kind": kind, "prompt": prompt, "answer": "no such answer"})
-    said = default_model.generate(tmp_path / "a.png", "How many?", max_tokens=64).text
+    said = speaking_model.generate(tmp_path / "a.png", "How many?", max_tokens=64).text
     lines[1]["answer"] = f" {said.strip()} "  # blanks around an answer don't count
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     return tmp_path
 
 
-def test_scores(folder, capsys, tmp_path):
+def test_scores(folder, capsys, tmp_path, bundle):
     out = tmp_path / "out.json"
-    assert main(["accuracy", str(folder), "--vision", "mlx", "--json", str(out)]) == 0
+    argv = ["accuracy", str(folder), "--model", str(bundle(SPEAKING)), "--vision", "mlx", "--json", str(out)]
+    assert main(argv) == 0
     text = capsys.readouterr().out.splitlines()
     assert [line.split() for line in text] == [
         ["colour", "0.0%", "0", "of", "2"],
@@ -42,21 +44,21 @@ def test_scores(folder, capsys, tmp_path):
     assert data["answers"][1]["said"].strip() == data["answers"][1]["answer"].strip()
 
 
-def test_answers_are_those_of_generate_and_each_image_is_encoded_once(folder, default_model, monkeypatch):
+def test_answers_are_those_of_generate_and_each_image_is_encoded_once(folder, speaking_model, monkeypatch):
     encoded = []
-    original = type(default_model).encode_image
+    original = type(speaking_model).encode_image
 
     def counted(self, image, **options):
         encoded.append(image.name)
         return original(self, image, **options)
 
-    monkeypatch.setattr(type(default_model), "encode_image", counted)
+    monkeypatch.setattr(type(speaking_model), "encode_image", counted)
     questions, done = read_questions(folder), []
-    answers = list(ask_all(default_model, questions, done.append))
+    answers = list(ask_all(speaking_model, questions, done.append))
     assert encoded == ["a.png", "b.png"]
     assert sum(done) == 4
     for answer in answers:
-        right = default_model.generate(answer.question.image, answer.question.prompt, max_tokens=64)
+        right = speaking_model.generate(answer.question.image, answer.question.prompt, max_tokens=64)
         assert answer.said == right.text
 
 

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from fastvlm_mlx.image import preprocess
 from fastvlm_mlx.loading import assemble
 from support.layouts import to_apple_mlx, to_mlx_vlm, to_transformers
 from support.qwen_files import byte_letters
-from support.seeded import golden_prompt, relative_l2
+from support.seeded import golden_prompt, relative_l2, write_tokenizer
 
 ABSENT = object()  # a key to take out
 
@@ -262,7 +261,7 @@ def test_another_tokenizer_makes_the_bundle_again(checkpoint, tmp_path, name):
     source, target = shutil.copytree(checkpoint("tiny"), tmp_path / "source"), tmp_path / "bundle"
     write_vocabulary(source)
     if name == "tokenizer.json":  # goes before the others
-        (source / name).write_bytes(files("fastvlm_zoo").joinpath("seeded", name).read_bytes())
+        write_tokenizer(source)
     convert(source, target)
     assert convert(source, target).up_to_date
     before = (target / "tokenizer.json").read_bytes()

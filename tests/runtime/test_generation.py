@@ -32,37 +32,39 @@ def test_stop_ids_end_the_answer(model, monkeypatch):
     assert ignored.finish_reason == "length"
 
 
-def test_all_known_stop_ids_are_heeded(default_model, model):
+def test_all_known_stop_ids_are_heeded(speaking_model, model):
     """The config's, and the tokenizer's ends of turn and of text, whichever of them a config forgets."""
-    assert default_model._stop_ids >= {default_model.tokenizer.special_id(t) for t in ("<|im_end|>", "<|endoftext|>")}
+    assert speaking_model._stop_ids >= {speaking_model.tokenizer.special_id(t) for t in ("<|im_end|>", "<|endoftext|>")}
     assert set(model("tiny").config.eos_token_ids) <= model("tiny")._stop_ids
 
 
-def test_stop_strings_end_the_answer(default_model):
-    whole = default_model.generate(PHOTO, ASK, max_tokens=20)
+def test_stop_strings_end_the_answer(speaking_model):
+    whole = speaking_model.generate(PHOTO, ASK, max_tokens=20)
     stop = whole.text[6:9]
-    cut = default_model.generate(PHOTO, ASK, max_tokens=20, stop=stop)
+    cut = speaking_model.generate(PHOTO, ASK, max_tokens=20, stop=stop)
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.finish_reason == "stop"
     assert cut.generation_tokens < whole.generation_tokens
-    pieces = list(default_model.stream(PHOTO, ASK, max_tokens=20, stop=["never said", stop]))
+    pieces = list(speaking_model.stream(PHOTO, ASK, max_tokens=20, stop=["never said", stop]))
     assert "".join(piece.text for piece in pieces) == cut.text
 
 
-def test_streaming_is_generating(default_model):
-    pieces = list(default_model.stream(PHOTO, ASK, max_tokens=12))
-    result = default_model.generate(PHOTO, ASK, max_tokens=12)
+def test_streaming_is_generating(speaking_model):
+    pieces = list(speaking_model.stream(PHOTO, ASK, max_tokens=12))
+    result = speaking_model.generate(PHOTO, ASK, max_tokens=12)
     assert [p.token_id for p in pieces[:-1]] == list(result.token_ids)
     assert "".join(p.text for p in pieces) == result.text == pieces[-1].result.text == str(result)
     assert all(p.result is None for p in pieces[:-1])
 
 
-def test_a_tokenizer_limits_what_can_be_said(default_model):
+def test_a_tokenizer_limits_what_can_be_said(speaking_model):
     """Rows that pad the embedding beyond the tokenizer are never sampled, as in the official code."""
-    assert default_model.decoder.vocab_limit == default_model.tokenizer.size < default_model.config.decoder.vocab_size
+    assert (
+        speaking_model.decoder.vocab_limit == speaking_model.tokenizer.size < speaking_model.config.decoder.vocab_size
+    )
     options = {"temperature": 50.0, "max_tokens": 100, "ignore_eos": True, "seed": 0}
-    result = default_model.generate(None, ASK, **options)
-    assert max(result.token_ids) < default_model.tokenizer.size
+    result = speaking_model.generate(None, ASK, **options)
+    assert max(result.token_ids) < speaking_model.tokenizer.size
     assert len(set(result.token_ids)) > 50  # so hot that anything allowed is said
 
 
@@ -128,8 +130,8 @@ def test_the_context_ends_the_answer(model, monkeypatch):
         tiny.generate(prompt.images, prompt.ids)
 
 
-def test_timings_add_up(default_model):
-    result = default_model.generate(PHOTO, ASK, max_tokens=8, ignore_eos=True)
+def test_timings_add_up(speaking_model):
+    result = speaking_model.generate(PHOTO, ASK, max_tokens=8, ignore_eos=True)
     times = result.timings
     stages = (
         times.preprocess,
@@ -145,18 +147,18 @@ def test_timings_add_up(default_model):
     assert result.generation_tps == pytest.approx(7 / times.decode)
     assert result.prompt_tps == pytest.approx(result.prompt_tokens / times.prefill)
     assert result.peak_memory > 0
-    text_only = default_model.generate(None, ASK, max_tokens=1)
+    text_only = speaking_model.generate(None, ASK, max_tokens=1)
     assert (text_only.timings.vision, text_only.timings.projector, text_only.image_tokens) == (0, 0, 0)
     assert text_only.generation_tps == 0
 
 
-def test_resolution_and_aspect_per_call(default_model):
-    at_256 = default_model.encode_image(PHOTO)
-    at_128 = default_model.encode_image(PHOTO, resolution=128)
+def test_resolution_and_aspect_per_call(speaking_model):
+    at_256 = speaking_model.encode_image(PHOTO)
+    at_128 = speaking_model.encode_image(PHOTO, resolution=128)
     assert (at_256.features.shape[0], at_128.features.shape[0]) == (16, 4)
-    padded, cropped = (default_model.encode_image(PHOTO, aspect=a).features for a in ("pad", "crop"))
+    padded, cropped = (speaking_model.encode_image(PHOTO, aspect=a).features for a in ("pad", "crop"))
     assert np.abs(np.array(padded) - np.array(cropped)).max() > 1e-2
-    assert default_model.generate(PHOTO, ASK, resolution=512, max_tokens=1).image_tokens == 64
+    assert speaking_model.generate(PHOTO, ASK, resolution=512, max_tokens=1).image_tokens == 64
 
 
 def test_a_bundle_without_a_tokenizer_takes_ids_only(model):
@@ -182,26 +184,26 @@ def test_a_bundle_without_a_tokenizer_takes_ids_only(model):
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
     ],
 )
-def test_bad_options(default_model, options, message):
+def test_bad_options(speaking_model, options, message):
     with pytest.raises(InputError, match=message):
-        default_model.generate(None, ASK, **options)
+        speaking_model.generate(None, ASK, **options)
 
 
-def test_bad_input_is_found_before_anything_is_computed(default_model, monkeypatch):
+def test_bad_input_is_found_before_anything_is_computed(speaking_model, monkeypatch):
     def never(*_: object) -> None:
         raise AssertionError("the encoder ran")
 
-    monkeypatch.setattr(default_model._encoder, "encode", never)
+    monkeypatch.setattr(speaking_model._encoder, "encode", never)
     with pytest.raises(PromptError):
-        default_model.generate(PHOTO, "<image><image>")
+        speaking_model.generate(PHOTO, "<image><image>")
     with pytest.raises(PromptError):
-        default_model.generate([PHOTO, PHOTO], "only <image>")
+        speaking_model.generate([PHOTO, PHOTO], "only <image>")
     with pytest.raises(PromptError):
-        default_model.generate(None, "no <image> here")
+        speaking_model.generate(None, "no <image> here")
     with pytest.raises(ResolutionError):
-        default_model.generate(PHOTO, ASK, resolution=1000)
+        speaking_model.generate(PHOTO, ASK, resolution=1000)
     with pytest.raises(ContextLengthError):
-        default_model.generate(PHOTO, "word " * 9000)
+        speaking_model.generate(PHOTO, "word " * 9000)
 
 
 def test_a_bundle_without_vision_weights(checkpoint, tmp_path):
