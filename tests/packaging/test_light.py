@@ -63,7 +63,7 @@ def test_the_run_time_leaves_torch_and_coremltools_alone():
     """Answering about an image: MLX, mlx-lm and what those bring, but no coremltools and no converter."""
     code = (
         "import fastvlm_mlx.loading as l, numpy; "
-        "l.load().generate(numpy.zeros((64, 64, 3), numpy.uint8), 'Hi', max_tokens=1); "
+        "l.load(vision='mlx').generate(numpy.zeros((64, 64, 3), numpy.uint8), 'Hi', max_tokens=1); "
         "assert not {'coremltools', 'fastvlm_convert', 'fastvlm_bench', 'timm'} & set(sys.modules)"
     )
     assert "mlx" in loaded(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+NANO = ROOT / "models" / "fastvlm_zoo" / "nano"
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +53,14 @@ def test_contents(wheel):
     for name in (
         *(f"{package}/py.typed" for package in packages),
         "fastvlm_zoo/zoo.toml",
-        "fastvlm_zoo/seeded/decoder.safetensors",
-        "fastvlm_zoo/seeded/tokenizer.json",
+        *(f"fastvlm_zoo/nano/{name}" for name in json.loads((NANO / "manifest.json").read_text())["files"]),
+        "fastvlm_zoo/nano/manifest.json",
         "fastvlm_mlx/vision/fastvithd.py",
         *(f"fastvlm_convert/calibration/{name}.jpg" for name in ("astronaut", "chelsea", "coffee", "rocket")),
         "fastvlm_convert/calibration/README.md",  # their authors and licences
     ):
         assert name in names
+    assert not [name for name in names if "checkpoint" in name]  # what the default was converted from stays outside
     assert licences
     for command in ("fastvlm = ", "fastvlm-convert = ", "fastvlm-bench = "):
         assert command in entry_points
@@ -66,10 +69,10 @@ def test_contents(wheel):
 
 def test_the_commands_run_from_the_wheel(installed, tmp_path, checkpoint):
     where = run(installed, tmp_path, "fastvlm_mlx", "models")
-    assert "seeded-tiny" in where
+    assert "fastvlm-nano" in where
     Image.fromarray(np.zeros((70, 90, 3), np.uint8)).save(tmp_path / "photo.png")
-    answer = run(installed, tmp_path, "fastvlm_mlx", "generate", "--image", "photo.png", "--max-tokens", "4")
-    assert answer.strip()
+    answer = run(installed, tmp_path, "fastvlm_mlx", "generate", "--image", "photo.png", "--json")
+    assert json.loads(answer)["image_tokens"] == 16
     assert run(installed, tmp_path, "fastvlm_convert", str(checkpoint("tiny"))) == "wrote models/converted/tiny\n"
     table = run(installed, tmp_path, "fastvlm_bench", "--resolution", "128", "--runs", "1", "--max-tokens", "2")
     assert "TTFT" in table

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastvlm_mlx import load
 from fastvlm_mlx.cli import main
+from support.seeded import SPEAKING
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def fails(capsys, argv, *parts: str, code: int = 2) -> None:
     out, err = capsys.readouterr()
     assert found == code
     assert out == ""
-    lines = [line for line in err.splitlines() if "weights are random" not in line]
+    lines = [line for line in err.splitlines() if not line.startswith("fastvlm-nano: ")]
     assert lines[-1].startswith("fastvlm")
     assert "error: " in lines[-1]
     assert len(lines) == 1 or lines[0].startswith("usage:")
@@ -61,9 +62,9 @@ def test_json(photo, capsys):
         "Is <image> <image>?",
         "--json",
     ]
-    assert main([*argv, "--max-tokens", "4", "--resolution", "128"]) == 0
+    assert main([*argv, "--max-tokens", "4", "--resolution", "128", "--vision", "mlx"]) == 0
     found = json.loads(capsys.readouterr().out)
-    right = load(resolution=128).generate([photo, photo], "Is <image> <image>?", max_tokens=4)
+    right = load(resolution=128, vision="mlx").generate([photo, photo], "Is <image> <image>?", max_tokens=4)
     assert found["token_ids"] == list(right.token_ids)
     assert found["text"] == right.text
     assert found["image_tokens"] == 8
@@ -79,8 +80,9 @@ def test_stdin(photo, capsys, monkeypatch):
     assert capsys.readouterr().out == from_file
 
 
-def test_stats(photo, capsys):
-    assert main(["generate", "--image", str(photo), "--stats", "--max-tokens", "4"]) == 0
+def test_stats(photo, capsys, bundle):
+    argv = ["generate", "--model", str(bundle(SPEAKING)), "--image", str(photo)]
+    assert main([*argv, "--stats", "--max-tokens", "4"]) == 0
     err = capsys.readouterr().err
     for part in (
         "(16 image)",
@@ -119,7 +121,14 @@ def test_chat(photo, capsys, monkeypatch):
 def test_models(capsys):
     assert main(["models"]) == 0
     out = capsys.readouterr().out
-    for part in ("seeded-tiny", "fastvlm-0.5b", "apple/FastVLM-7B", "apple-amlr", "not downloaded"):
+    for part in (
+        "fastvlm-nano",
+        "sees only shapes, words and charts",
+        "fastvlm-0.5b",
+        "apple/FastVLM-7B",
+        "apple-amlr",
+        "not downloaded",
+    ):
         assert part in out
 
 
@@ -141,7 +150,7 @@ def test_bad_arguments(capsys, photo):
     fails(capsys, [*image, "--resolution", "1000"], "multiple of 64 pixels, got 1000", "960", "1024")
     fails(capsys, [*image, "--prompt", "<image><image>"], "2 <image> for 1 image")
     fails(capsys, [*image, *image[1:], "--prompt", "a <image>"], "1 <image> for 2 images")
-    fails(capsys, [*image, "--prompt", "word " * 9000], "positions", "context is 8192")
+    fails(capsys, [*image, "--prompt", "word " * 9000], "positions", "context is 2048")
     fails(capsys, [*image, "--max-tokens", "0"], "max_tokens must be at least 1")
     fails(capsys, [*image, "--seed", "-1"], "seed must be in")
     fails(capsys, [*image, "--prompt", "\udcff"], "isn't valid UTF-8")

@@ -255,4 +255,4 @@ def test_models_are_listed_with_where_they_are(server, user, bundle, checkpoint)
     assert rows["org/bundle"] == ["downloaded", paths[0], size, "mit"]
     assert rows["fastvlm-1.5b"][:2] == ["converted", paths[1]]
     assert rows["fastvlm-7b"] == ["not downloaded", "None", 15_500_000_000, "apple-amlr"]
-    assert rows["seeded-tiny"][0] == "embedded"
+    assert rows["fastvlm-nano"][0] == "embedded"

@@ -15,14 +15,14 @@ from fastvlm_mlx.errors import BundleError, HubError, InputError
 from fastvlm_mlx.hub_client import select_files
 
 
-def test_default_is_embedded_and_says_once_that_it_knows_nothing(monkeypatch, capsys):
+def test_default_is_embedded_and_says_once_what_it_sees(monkeypatch, capsys):
     monkeypatch.setattr(hub, "_noted", set())
     assert hub.resolve() == fastvlm_zoo.default().path == hub.resolve()
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.count("weights are random: the answers mean nothing") == 1
+    assert printed.err.count("sees only shapes, words and charts") == 1
     assert "try --model fastvlm-0.5b" in printed.err
-    Bundle.open(hub.resolve("seeded-tiny"))
+    Bundle.open(hub.resolve("fastvlm-nano"))
 
 
 def test_zoo_is_complete():
