@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("matplotlib", reason="the dev extra isn't installed: it has the fonts")
@@ -11,18 +13,42 @@ from fastvlm_bench.accuracy import Score
 from fastvlm_mlx.bundle import Bundle
 from nano import table
 
+CARD = Path(__file__).resolve().parents[2] / "models" / "nano" / "README.md"
+
 
 def test_a_row_for_each_width(tmp_path, capsys):
-    default = fastvlm_zoo.default().path
-    assert table.main([str(default), "--count", "1", "--markdown", str(tmp_path / "t.md")]) == 0
+    default, card = fastvlm_zoo.default().path, tmp_path / "card.md"
+    card.write_text(f"# Before\n\n{table.BEGIN}\nof old{table.END}\n\nAfter\n")
+    assert table.main([str(default), "--count", "1", "--card", str(card)]) == 0
     text = capsys.readouterr().out
-    assert (tmp_path / "t.md").read_text() == text
+    assert card.read_text() == f"# Before\n\n{table.BEGIN}\n\n{text}\n{table.END}\n\nAfter\n"
     head, _, *rows = [line for line in text.splitlines() if line.startswith("|")]
     assert head.startswith("| | overall | ")
     names = [row.split("|")[1].split()[0] for row in rows]
     assert names[:5] == ["float32", "bfloat16", "8", "6", "4"]
     assert all(row.count("|") == head.count("|") for row in rows)
     assert "Questions: overall " in text
+    assert text.endswith("Pictures: 1 of the held-out split, from seed 0 on.\n")
+
+
+@pytest.mark.parametrize("text", [None, "", table.BEGIN, table.END + table.BEGIN, 2 * (table.BEGIN + table.END)])
+def test_a_card_without_its_marks_is_found_before_anything_is_asked(tmp_path, capsys, monkeypatch, text):
+    card = tmp_path / "card.md"
+    if text is not None:
+        card.write_text(text)
+    monkeypatch.setattr(table, "write_scenes", lambda *_: pytest.fail("pictures were made"))
+    assert table.main(["bundle", "--card", str(card)]) == 2
+    assert str(card) in capsys.readouterr().err
+    assert not card.exists() if text is None else card.read_text() == text
+
+
+def test_the_cards_table_has_every_row():
+    """The whole card stays as it is, but for the table."""
+    text = CARD.read_text(encoding="utf-8")
+    inside = text.partition(table.BEGIN)[2].partition(table.END)[0]
+    assert table.put(CARD, inside.strip("\n") + "\n") == text
+    for name in (*table.DECODERS, "Core ML package"):
+        assert name in inside
 
 
 def test_the_rows_are_what_they_say(converted_default):
