@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 
-.PHONY: demo test check format lint types imports slow parity default-model clean
+.PHONY: demo test check format lint types imports slow parity nano nano-card nano-train clean
 
+# Asks the embedded default about three pictures, and shows where the time goes.
 demo: $(VENV)/.demo
-	bash models/seeded/demo.sh $(BIN)
+	$(BIN)/python models/nano/demo.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
@@ -33,14 +34,24 @@ parity:
 	bash tests/parity/setup.sh
 	.venv-parity/bin/python -m pytest -m parity tests/parity
 
-# Make the embedded default bundle again.
-default-model: $(VENV)/.dev
-	$(BIN)/python models/seeded/make_checkpoint.py build/seeded
-	$(BIN)/fastvlm-convert build/seeded -o models/fastvlm_zoo/seeded --no-coreml
+# Make the embedded default bundle again, from its checkpoint.
+nano: $(VENV)/.dev
+	$(BIN)/fastvlm-convert models/nano/checkpoint -o models/fastvlm_zoo/nano --source-id fastvlm-nano --licence MIT \
+		--vision-dtype float16 --resolutions 256
+
+# Measure the accuracy in its card, models/nano/README.md, again: 1000 pictures, six times over.
+nano-card: $(VENV)/.dev
+	$(BIN)/python models/nano/table.py models/fastvlm_zoo/nano --card models/nano/README.md
+
+# Train it from nothing, or go on where that was stopped, into build/nano/checkpoint; copy this to models/nano/checkpoint
+# for `make nano`. NANO_TRAIN has more for train.py, such as "--device cuda --workers 12".
+NANO_TRAIN ?=
+nano-train: $(VENV)/.dev
+	$(BIN)/python models/nano/train.py build/nano --resume --minutes 100000 $(NANO_TRAIN)
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[demo]'
+	$(PIP) --editable .
 	touch $@
 
 $(VENV)/.dev: pyproject.toml .ci/constraints.txt
