@@ -1,22 +1,27 @@
-"""README's commands and code run as they stand; the two `make` targets exist."""
+"""README's commands and code run as they stand, its answers are the model's, and the `make` targets exist."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
+from fastvlm_mlx import load
+from nano import demo
 from support.seeded import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXTS = (
+    "".join((ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "models/nano/README.md")) + TEXT
+)
 NETWORK = "# needs the network"
 
 
@@ -31,11 +36,12 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What README's examples take for granted: two photos and a checkpoint."""
+    """What README's examples take for granted: two photos, the pictures of the demo and a checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
-    rng = np.random.default_rng(0)
-    for name in ("photo.jpg", "other.jpg"):
-        Image.fromarray(rng.integers(0, 256, (120, 160, 3), np.uint8)).save(folder / name)
+    shutil.copytree(demo.FOLDER, folder / demo.FOLDER.relative_to(ROOT))
+    for name, shown in zip(("photo.jpg", "other.jpg"), demo.PICTURES, strict=False):
+        with Image.open(demo.FOLDER / shown.file) as picture:
+            picture.save(folder / name)
     write_checkpoint("tiny", folder / "ckpt")
     commands = folder / "bin"
     commands.mkdir()
@@ -64,11 +70,25 @@ def test_commands(folder, line):
     assert done.stdout.strip()
 
 
+@pytest.mark.filterwarnings("ignore:FastViTHD runs in MLX")  # on a Mac, at sizes that the default's package lacks
 @pytest.mark.parametrize("code", blocks("python"))
 def test_code(folder, code, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_the_answers_beside_the_pictures_are_the_models():
+    cells = re.findall(r'<img src="([^"]+)"[^>]*></td>\s*<td>(.*?)</td>', TEXT, re.DOTALL)
+    assert len(cells) == 2
+    model = load(vision="mlx", dtype="float32")
+    questions = {shown.file: list(shown.questions) for shown in demo.PICTURES}
+    for picture, text in cells:
+        lines = re.findall(r"^(.+?) <b>(.+?)</b>", text, re.MULTILINE)
+        assert [question for question, _ in lines] == questions[Path(picture).name]
+        for question, answer in lines:
+            if answer != "TO-MEASURE":
+                assert model.generate(ROOT / picture, question, max_tokens=demo.MOST_TOKENS).text == answer
 
 
 def test_network_examples_parse():
@@ -85,5 +105,5 @@ def test_network_examples_parse():
 
 def test_make_targets():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"make ([a-z-]+)", TEXT + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))):
+    for target in set(re.findall(r"make ([a-z-]+)", TEXTS)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
