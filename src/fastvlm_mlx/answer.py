@@ -12,11 +12,11 @@ from fastvlm_mlx.types import FinishReason, GenerationResult, Piece
 
 
 def read_answer(
-    ids: Iterable[int],
+    ids: Iterator[int],
     tokenizer: Tokenizer | None,
     stop_ids: Set[int],
     stop_strings: Iterable[str],
-    counts: tuple[int, int],
+    counts: tuple[int, int, int],
     clock: Clock,
     device: str,
 ) -> Iterator[Piece]:
@@ -27,7 +27,7 @@ def read_answer(
         tokenizer: None gives empty texts.
         stop_ids: end the answer; they have no text.
         stop_strings: end the answer; they and what follows are left out.
-        counts: positions of the prompt, and how many of them are image positions.
+        counts: positions of the prompt, how many of them are image positions, and how many were known before.
         clock: has the times up to the prefill.
         device: for the result.
 
@@ -72,16 +72,17 @@ def last_result(pieces: Iterable[Piece], show: Callable[[str], object] = lambda 
 
 
 def _result(
-    ids: tuple[int, ...], text: str, reason: FinishReason, counts: tuple[int, int], clock: Clock, device: str
+    ids: tuple[int, ...], text: str, reason: FinishReason, counts: tuple[int, int, int], clock: Clock, device: str
 ) -> GenerationResult:
-    positions, image_positions = counts
+    positions, image_positions, known = counts
     return GenerationResult(
         text=text,
         token_ids=ids,
         prompt_tokens=positions,
         image_tokens=image_positions,
+        cached_tokens=known,
         generation_tokens=len(ids),
-        prompt_tps=positions / clock.prefill if clock.prefill else 0.0,
+        prompt_tps=(positions - known) / clock.prefill if clock.prefill else 0.0,
         generation_tps=(len(ids) - 1) / clock.decode if clock.decode else 0.0,
         peak_memory=mx.get_peak_memory(),
         finish_reason=reason,

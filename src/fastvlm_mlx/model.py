@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import mlx.core as mx
-import numpy as np
 
 from fastvlm_mlx import prompt as prompts
 from fastvlm_mlx.answer import last_result, read_answer
 from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig
-from fastvlm_mlx.decoder import Decoder
-from fastvlm_mlx.errors import EncoderError, PromptError
-from fastvlm_mlx.generation import generate_tokens, resident
-from fastvlm_mlx.image import check_view, image_list, preprocess
-from fastvlm_mlx.prefill import embed, prefill
-from fastvlm_mlx.projector import MLPProjector
-from fastvlm_mlx.prompt import Span, TextSpan, Turn
+from fastvlm_mlx.engine import Engine
+from fastvlm_mlx.errors import PromptError
+from fastvlm_mlx.generation import resident
+from fastvlm_mlx.image import check_view, image_list
+from fastvlm_mlx.prompt import Span, Turn
+from fastvlm_mlx.speculation import check_draft, speculate
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.tokenizer import Tokenizer
 from fastvlm_mlx.types import (
@@ -28,10 +28,11 @@ from fastvlm_mlx.types import (
     Piece,
     Prompt,
 )
-from fastvlm_mlx.vision.base import Encoder
 
 if TYPE_CHECKING:
     from fastvlm_mlx.chat import Chat
+    from fastvlm_mlx.decoder import Decoder
+    from fastvlm_mlx.pictures import Picture
     from fastvlm_mlx.types import ImageInput, ImageInputs
 
 
@@ -40,34 +41,33 @@ class FastVLM:
 
     Args:
         config: shapes, stop ids, defaults.
-        encoder: runs FastViTHD; None for a bundle without vision weights, which answers text only.
-        projector: features to embeddings.
-        decoder: the language model.
+        engine: the decoder, the vision encoder and what they have computed before.
         tokenizer: None for a bundle without one, which takes prompts as ids only.
         resolution: side in pixels of the images that the encoder gets, a multiple of 64.
+        identity: of the weights and their types; what was computed with others doesn't fit.
+
+    Attributes:
+        stop_ids: tokens that end an answer.
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        encoder: Encoder | None,
-        projector: MLPProjector,
-        decoder: Decoder,
-        tokenizer: Tokenizer | None,
-        resolution: int,
+        self, config: ModelConfig, engine: Engine, tokenizer: Tokenizer | None, resolution: int, identity: str = ""
     ) -> None:
-        self.config, self.resolution = config, resolution
-        self.tokenizer, self.decoder = tokenizer, decoder
-        self._encoder, self._projector = encoder, projector
-        self._stop_ids = set(config.eos_token_ids)
+        self.config, self.resolution, self.identity = config, resolution, identity
+        self.engine, self.tokenizer = engine, tokenizer
+        self.stop_ids = set(config.eos_token_ids)
         if tokenizer:
-            self._stop_ids |= tokenizer.stop_ids(prompts.STOP_TOKENS)
+            self.stop_ids |= tokenizer.stop_ids(prompts.STOP_TOKENS)
 
     @property
     def device(self) -> str:
         """What runs which part, such as "vision: MLX (gpu), decoder: MLX (gpu)"."""
-        vision = self._encoder.device if self._encoder else "none"
-        return f"vision: {vision}, decoder: MLX ({mx.default_device().type.name})"
+        return f"vision: {self.engine.vision.device}, decoder: MLX ({mx.default_device().type.name})"
+
+    @property
+    def decoder(self) -> Decoder:
+        """The language model."""
+        return self.engine.decoder
 
     def encode_image(
         self, image: ImageInput, *, resolution: int | None = None, aspect: str | None = None
@@ -86,27 +86,20 @@ class FastVLM:
             ImageError, ResolutionError, InputError: bad input. EncoderError: no vision weights in the bundle.
         """
         clock = Clock()
-        return self.encode_images([image], resolution, aspect, clock)[0]
+        picture = self.open_images([image], resolution, aspect, clock)[0]
+        return self.engine.vision.features(picture, clock)
 
-    def encode_images(
+    def open_images(
         self, images: Sequence[ImageInput], resolution: int | None, aspect: str | None, clock: Clock
-    ) -> list[ImageFeatures]:
-        """Encode images one after another, so that memory doesn't grow with their number.
+    ) -> list[Picture]:
+        """Read and identify images; they are encoded when a prompt needs them.
 
-        Arguments and errors as `encode_image`; the stages' times are added to `clock`.
+        Arguments and errors as `encode_image`; the time is added to `clock`.
         """
         side, aspect = self._view(resolution, aspect)
-        if not images:
-            return []
-        encoder = self._encoder
-        if encoder is None:
-            raise EncoderError(
-                "this bundle has no vision weights for MLX (Apple's MLX exports hold them only as a Core ML "
-                "package); convert the PyTorch checkpoint to ask about images"
-            )
-        pixels = [preprocess(image, side, aspect) for image in images]
-        clock.preprocess = clock.watch.lap()
-        return [self._features(encoder, array, clock) for array in pixels]
+        pictures = [self.engine.vision.open(image, side, aspect) for image in images]
+        clock.preprocess += clock.watch.lap()
+        return pictures
 
     def generate(
         self,
@@ -127,8 +120,9 @@ class FastVLM:
             system: replaces the default system prompt; "" leaves the system turn out.
             resolution: side in pixels of the preprocessed image, a multiple of 64; default the model's.
             aspect: "pad", "crop" or "stretch"; default the model's.
-            **options: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop,
-                ignore_eos; see `fastvlm_mlx.types.GenerationOptions`.
+            **options: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop, ignore_eos,
+                kv_bits, kv_group_size, max_kv_size, prefill_step_size, progress, draft, num_draft_tokens; see
+                `fastvlm_mlx.types.GenerationOptions`.
 
         Returns:
             The answer with its counts and timings; `str()` of it is the text.
@@ -161,8 +155,8 @@ class FastVLM:
         tokens = [(side // DOWNSAMPLING) ** 2] * len(images)
         spans = self._spans(prompt, tokens, system)
         clock.tokenize = clock.watch.lap()
-        features = self.encode_images(images, side, aspect, clock)
-        yield from self.answer(spans, [f.embeddings for f in features], chosen, clock)
+        pictures = self.open_images(images, side, aspect, clock)
+        yield from self.answer(spans, pictures, chosen, clock)
 
     def chat(
         self,
@@ -171,41 +165,80 @@ class FastVLM:
         system: str | None = None,
         resolution: int | None = None,
         aspect: str | None = None,
+        overflow: str = "error",
     ) -> Chat:
-        """Start a conversation about images, or without any; arguments as in `generate`.
+        """Start a conversation.
+
+        Args:
+            images: for the first question to show; one, several or None, as in `generate`.
+            system: replaces the default system prompt; "" leaves the system turn out.
+            resolution: side in pixels of the preprocessed images; default the model's.
+            aspect: "pad", "crop" or "stretch"; default the model's.
+            overflow: what happens when it no longer fits the context: "error", or "drop" the oldest questions and
+                answers, but those that show an image.
 
         Raises:
             ImageError, ResolutionError, InputError: bad input. PromptError: the bundle has no tokenizer.
         """
         from fastvlm_mlx.chat import Chat
 
-        return Chat(self, image_list(images), system, resolution, aspect)
+        return Chat(self, image_list(images), system, resolution, aspect, overflow)
+
+    def load_chat(self, path: str | PathLike[str]) -> Chat:
+        """Go on with a conversation that `Chat.save` wrote.
+
+        Raises:
+            InputError: no such file, damaged, or of a model with another tokenizer.
+        """
+        from fastvlm_mlx.chat_file import read_chat
+
+        return read_chat(Path(path), self)
 
     def answer(
-        self, spans: Sequence[Span], images: Sequence[mx.array], options: GenerationOptions, clock: Clock
+        self, spans: Sequence[Span], pictures: Sequence[Picture], options: GenerationOptions, clock: Clock
     ) -> Iterator[Piece]:
-        """Prefill and decode: the part of `stream` after the images are encoded.
+        """Compute what no earlier prompt had, and decode: `stream` after the prompt and its images are read.
 
         Args:
             spans: what stands where; images count with all their tokens.
-            images: (N, hidden) embeddings of each image.
+            pictures: of `open_images`.
             options: how to decode.
             clock: times of the stages so far.
 
         Raises:
-            ContextLengthError: the prompt fills the context.
+            ContextLengthError: the prompt fills the context, or `max_kv_size`. InputError: the draft has another
+                tokenizer, or `kv_group_size` doesn't fit.
         """
         room = prompts.check_context(spans, self.config.context_length)
+        engine, draft, most = self.engine, options.draft, min(options.max_tokens, room)
+        if draft:
+            check_draft(self.tokenizer, draft.tokenizer)
         with resident(self.decoder):
-            cache = self.decoder.new_cache()
-            logits = prefill(self.decoder, embed(self.decoder, spans, images), cache)
-            mx.eval(logits)
-            clock.prefill = clock.watch.lap()
-            text_ids = [i for span in spans if isinstance(span, TextSpan) for i in span.ids]
-            most = min(options.max_tokens, room)
-            ids = generate_tokens(self.decoder, logits, cache, text_ids, options, most)
-            stops = set() if options.ignore_eos else self._stop_ids
-            yield from read_answer(ids, self.tokenizer, stops, options.stop, prompts.count(spans), clock, self.device)
+            prompt = engine.prefill(spans, pictures, options, clock)
+            if draft:
+                drafts = draft.engine
+                tokens = speculate(
+                    engine, prompt, drafts, lambda: drafts.prefill(spans, pictures, options, Clock()), options, most
+                )
+            else:
+                tokens = engine.decode(prompt, options, most)
+            stops = set() if options.ignore_eos else self.stop_ids
+            counts = (*prompts.count(spans), prompt.known)
+            yield from read_answer(
+                engine.keeping(prompt, tokens), self.tokenizer, stops, options.stop, counts, clock, self.device
+            )
+
+    def clear_cache(self) -> None:
+        """Forget earlier prompts, answers and images, and give back their memory."""
+        self.engine.prefixes.clear()
+        self.engine.vision.cache.clear()
+        mx.clear_cache()
+
+    def look(self, spans: Sequence[Span], pictures: Sequence[Picture]) -> None:
+        """Compute and keep the rows of a prompt's beginning ahead of the question; nothing without a cache."""
+        if self.engine.prefixes.max_bytes:
+            with resident(self.decoder):
+                self.engine.look(spans, pictures)
 
     def tokenize(self, turns: Sequence[Turn]) -> list[int]:
         """Ids of a conversation in ChatML, -200 for each `<image>` of the user's turns.
@@ -213,12 +246,20 @@ class FastVLM:
         Raises:
             PromptError: the bundle has no tokenizer.
         """
+        return prompts.tokenize(turns, self.required_tokenizer())
+
+    def required_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            PromptError: the bundle has none.
+        """
         if not self.tokenizer:
             raise PromptError(
                 "this bundle has no tokenizer; give the prompt as token ids, "
                 "or convert a checkpoint with tokenizer files"
             )
-        return prompts.tokenize(turns, self.tokenizer)
+        return self.tokenizer
 
     def expand(self, ids: Sequence[int], image_tokens: Sequence[int]) -> tuple[Span, ...]:
         """Positions of a prompt, checked against images, vocabulary and context; see `prompt.expand`."""
@@ -245,13 +286,3 @@ class FastVLM:
         if prompt is None or isinstance(prompt, bytes):
             raise PromptError(f"a prompt is a text or a list of token ids, got {type(prompt).__name__}")
         return self.expand([int(token) for token in prompt], image_tokens)
-
-    def _features(self, encoder: Encoder, pixels: np.ndarray, clock: Clock) -> ImageFeatures:
-        """(H, W, 3) uint8 -> features and embeddings, each evaluated so that its time is its own."""
-        features = encoder.encode(pixels[None])
-        mx.eval(features)
-        clock.vision += clock.watch.lap()
-        embeddings = self._projector(features)
-        mx.eval(embeddings)
-        clock.projector += clock.watch.lap()
-        return ImageFeatures(features[0], embeddings[0], (pixels.shape[0], pixels.shape[1]))
