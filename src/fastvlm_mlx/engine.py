@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -124,17 +124,17 @@ class Engine:
         """Embeddings of the images whose positions aren't all in the cache."""
         known, starts = cache[0].offset, image_starts(spans)
         needed = [index for index, start in starts.items() if start + pictures[index].tokens > known]
-        begun: dict[bytes, Callable[[], mx.array]] = {}
         seen = {index: f for index in needed if (f := self.vision.cache.get(pictures[index].digest))}
         blind = [index for index in needed if index not in seen]
         if blind and self.vision.runs_beside:
             self._fill(spans, seen, starts[blind[0]], cache)
-            different = {pictures[index].digest: pictures[index] for index in blind}
-            begun = {digest: self.vision.begin(picture) for digest, picture in different.items()}
+            first = {pictures[index].digest: index for index in reversed(blind)}  # of those that come twice
+            for index in sorted(first.values()):
+                self.vision.begin(pictures[index])
         done: dict[bytes, ImageFeatures] = {}  # the cache may be too small for all of them
         for index in blind:
             digest = pictures[index].digest
-            done[digest] = done.get(digest) or self.vision.features(pictures[index], clock, begun.get(digest))
+            done[digest] = done.get(digest) or self.vision.features(pictures[index], clock)
             seen[index] = done[digest]
         return {index: features.embeddings for index, features in seen.items()}
 

@@ -91,7 +91,7 @@ def make_chooser(
 ) -> Callable[[mx.array], mx.array]:
     """A function from (1, V) logits to a (1,) token that remembers what it chose, for the repetition penalty."""
     sampler = make_token_sampler(options, decoder.vocab_limit)
-    processors = _processors(options)
+    processors = make_processors(options)
     seen = mx.array([i for i in context_ids if i < decoder.vocab_limit], dtype=mx.int32)
 
     def choose(logits: mx.array) -> mx.array:
@@ -116,7 +116,8 @@ def make_token_sampler(options: GenerationOptions, vocabulary: int) -> Sampler:
     )
 
 
-def _processors(options: GenerationOptions) -> list[Processor]:
+def make_processors(options: GenerationOptions) -> list[Processor]:
+    """mlx-lm's logits processors, called with all tokens so far and (1, V) logits."""
     if options.repetition_penalty in (None, 1.0):
         return []
     return list(make_logits_processors(repetition_penalty=options.repetition_penalty))

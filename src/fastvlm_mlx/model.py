@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 import mlx.core as mx
 
 from fastvlm_mlx import prompt as prompts
-from fastvlm_mlx.answer import last_result, read_answer
+from fastvlm_mlx.answer import AnswerReader, last_result, read_answer
 from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig
 from fastvlm_mlx.engine import Engine
 from fastvlm_mlx.errors import PromptError
@@ -21,6 +21,7 @@ from fastvlm_mlx.speculation import check_draft, speculate
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.tokenizer import Tokenizer
 from fastvlm_mlx.types import (
+    BATCH_SIZE,
     GenerationOptions,
     GenerationResult,
     ImageFeatures,
@@ -153,7 +154,7 @@ class FastVLM:
         images = image_list(image)
         side, aspect = self._view(resolution, aspect)
         tokens = [(side // DOWNSAMPLING) ** 2] * len(images)
-        spans = self._spans(prompt, tokens, system)
+        spans = self.positions(prompt, tokens, system)
         clock.tokenize = clock.watch.lap()
         pictures = self.open_images(images, side, aspect, clock)
         yield from self.answer(spans, pictures, chosen, clock)
@@ -222,17 +223,61 @@ class FastVLM:
                 )
             else:
                 tokens = engine.decode(prompt, options, most)
-            stops = set() if options.ignore_eos else self.stop_ids
-            counts = (*prompts.count(spans), prompt.known)
-            yield from read_answer(
-                engine.keeping(prompt, tokens), self.tokenizer, stops, options.stop, counts, clock, self.device
-            )
+            yield from read_answer(engine.keeping(prompt, tokens), self.reader(spans, prompt.known, options, clock))
+
+    def reader(self, spans: Sequence[Span], known: int, options: GenerationOptions, clock: Clock) -> AnswerReader:
+        """What turns the ids of an answer into text and a result.
+
+        Args:
+            spans: the prompt.
+            known: positions that were not computed again.
+            options: say what ends the answer.
+            clock: times of the stages so far.
+        """
+        stops = set() if options.ignore_eos else self.stop_ids
+        counts = (*prompts.count(spans), known)
+        return AnswerReader(self.tokenizer, stops, options.stop, counts, clock, self.device)
 
     def clear_cache(self) -> None:
         """Forget earlier prompts, answers and images, and give back their memory."""
         self.engine.prefixes.clear()
         self.engine.vision.cache.clear()
         mx.clear_cache()
+
+    def batch(
+        self,
+        images: Sequence[ImageInputs],
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        batch_size: int = BATCH_SIZE,
+        system: str | None = None,
+        resolution: int | None = None,
+        aspect: str | None = None,
+        **options: Unpack[OptionArgs],
+    ) -> list[GenerationResult]:
+        """Answer many questions, several at a time: each decoder step then serves all of them.
+
+        Args:
+            images: what each question is about; each entry as in `generate`.
+            prompts: a question for each, or one text for all.
+            batch_size: most answers that are decoded together, >= 1.
+            system: as in `generate`.
+            resolution: as in `generate`.
+            aspect: as in `generate`.
+            **options: as in `generate`, but for kv_bits, max_kv_size and draft.
+
+        Returns:
+            Results in the order of the questions; greedy ones are those of `generate`.
+
+        Raises:
+            InputError and others: as `generate`, for the first question that is wrong, before anything is decoded.
+        """
+        from fastvlm_mlx.batch import decode_together, read_requests
+
+        chosen = GenerationOptions(**options)
+        requests = read_requests(self, images, prompts, system, self._view(resolution, aspect))
+        done = dict(decode_together(self, iter(requests), chosen, batch_size))
+        return [done[number] for number in range(len(requests))]
 
     def look(self, spans: Sequence[Span], pictures: Sequence[Picture]) -> None:
         """Compute and keep the rows of a prompt's beginning ahead of the question; nothing without a cache."""
@@ -279,8 +324,8 @@ class FastVLM:
         check_view(*view)
         return view
 
-    def _spans(self, prompt: Prompt, image_tokens: Sequence[int], system: str | None) -> tuple[Span, ...]:
-        """The prompt's positions, checked before anything is computed."""
+    def positions(self, prompt: Prompt, image_tokens: Sequence[int], system: str | None) -> tuple[Span, ...]:
+        """What stands where in a prompt, checked; arguments as in `generate`, with the tokens of each image."""
         if isinstance(prompt, str):
             return self.expand(self.tokenize(prompts.ask(prompt, len(image_tokens), system)), image_tokens)
         if prompt is None or isinstance(prompt, bytes):

@@ -36,11 +36,13 @@ class Picture:
         digest: DIGEST_BYTES that stand for the preprocessed pixels, size included.
         size: (height, width) of the preprocessed image in pixels.
         make_pixels: makes them, where they weren't needed for the digest.
+        begun: waits for its features, once the encoder has begun.
     """
 
     digest: bytes
     size: tuple[int, int]
     make_pixels: Callable[[], np.ndarray] = field(repr=False)
+    begun: Callable[[], mx.array] | None = field(default=None, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -148,28 +150,23 @@ class Vision:
             self._sources.popitem(last=False)
         return found
 
-    def begin(self, picture: Picture) -> Callable[[], mx.array]:
-        """Start to encode; call what it returns to wait for (1, N, C) features."""
-        assert self.encoder
-        return self.encoder.begin(picture.make_pixels()[None])
+    def begin(self, picture: Picture) -> None:
+        """Start to encode a picture whose features aren't known; `features` waits for them."""
+        if picture.begun is None and self.cache.get(picture.digest) is None:
+            assert self.encoder
+            picture.begun = self.encoder.begin(picture.make_pixels()[None])
 
-    def features(self, picture: Picture, clock: Clock, begun: Callable[[], mx.array] | None = None) -> ImageFeatures:
-        """A picture's features and embeddings, evaluated, and each stage's time added to the clock.
-
-        Args:
-            picture: of `open`.
-            clock: of the answer.
-            begun: what `begin` returned, if it was called.
-        """
+    def features(self, picture: Picture, clock: Clock) -> ImageFeatures:
+        """A picture's features and embeddings, evaluated; each stage's time is added to the clock."""
         kept = self.cache.get(picture.digest)
         if kept:
             return kept
-        if begun is None:
+        if picture.begun is None:
             pixels = picture.make_pixels()
             clock.preprocess += clock.watch.lap()
             assert self.encoder
-            begun = self.encoder.begin(pixels[None])
-        features = begun()
+            picture.begun = self.encoder.begin(pixels[None])
+        features, picture.begun = picture.begun(), None
         mx.eval(features)
         clock.vision += clock.watch.lap()
         embeddings = self.projector(features)

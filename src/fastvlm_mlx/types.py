@@ -23,6 +23,7 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 Prompt: TypeAlias = str | Sequence[int]
 
 ASPECTS: tuple[str, ...] = get_args(Aspect)
+BATCH_SIZE = 8  # answers that are decoded together
 PREFILL_STEP = 2048  # positions per pass: attention scores of longer ones take much memory
 KV_BITS = (2, 3, 4, 6, 8)
 IMAGE_TOKEN_ID = -200  # LLaVA's sentinel for "an image stands here" in a list of ids; never in a vocabulary
