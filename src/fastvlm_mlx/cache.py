@@ -164,10 +164,6 @@ class PrefixCache:
             yield node
             waiting += node.children.values()
 
-    def graft(self, parent: Node | None, keys: np.ndarray, rows: Rows) -> Node:
-        """Add a node as it was kept elsewhere; below the root if `parent` is None."""
-        return self._attach(parent or self._root, keys, rows, next(self._clock))
-
     def _walk(self, keys: np.ndarray) -> list[tuple[Node, int]]:
         """The nodes that a prompt runs through, and how many positions of each it shares."""
         found: list[tuple[Node, int]] = []

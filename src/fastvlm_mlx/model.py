@@ -238,6 +238,29 @@ class FastVLM:
         counts = (*prompts.count(spans), known)
         return AnswerReader(self.tokenizer, stops, options.stop, counts, clock, self.device)
 
+    def save_prefix(self, path: str | PathLike[str]) -> int:
+        """Write what is known of earlier prompts, for a later process with the same model and types.
+
+        Returns:
+            How many positions were written.
+        """
+        from fastvlm_mlx.prefix_file import write_prefixes
+
+        return write_prefixes(Path(path), self.engine.prefixes, self.identity)
+
+    def load_prefix(self, path: str | PathLike[str]) -> int:
+        """Know what `save_prefix` wrote: the same questions, or others about the same images, begin there.
+
+        Returns:
+            How many positions were read.
+
+        Raises:
+            InputError: no such file, damaged, or of another model, other types of weights or another encoder.
+        """
+        from fastvlm_mlx.prefix_file import read_prefixes
+
+        return read_prefixes(Path(path), self.engine.prefixes, self.identity)
+
     def clear_cache(self) -> None:
         """Forget earlier prompts, answers and images, and give back their memory."""
         self.engine.prefixes.clear()
