@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from fastvlm_mlx.errors import DiskSpaceError, InputError
 
@@ -51,7 +51,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def replaced_file(path: Path) -> Iterator[IO[bytes]]:
+def replaced_file(path: Path) -> Iterator[BinaryIO]:
     """Give a temporary file beside `path` to write in; put it in `path`'s place at the end, if all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
