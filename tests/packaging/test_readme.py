@@ -73,14 +73,14 @@ def test_code(folder, code, monkeypatch, capsys):
 
 def test_network_examples_parse():
     """They can't run here; their arguments are at least ones that the command knows."""
-    from fastvlm_mlx.cli import build_parser
+    from fastvlm_mlx.cli import make_parser
 
     lines = [block.splitlines()[1] for block in blocks("sh") if block.startswith(NETWORK)]
     assert lines
     for line in lines:
         program, *argv = shlex.split(line)
         assert program == "fastvlm"
-        assert build_parser().parse_args(argv).model == "fastvlm-0.5b"
+        assert make_parser().parse_args(argv).model == "fastvlm-0.5b"
 
 
 def test_make_targets():
