@@ -79,7 +79,7 @@ def caption(args: argparse.Namespace, job: Job, load: Callable[[], FastVLM]) -> 
     ranks.wait()
     if ranks.rank == 0 and ranks.size > 1:
         merge_parts(out, job)
-    print(f"{out}: {len(todo) - len(failed)} images answered, {len(known)} were before", file=sys.stderr)
+    print(f"{out}: {len(todo) - len(failed)} images answered, {len(known)} were before")
     if failed:
         raise UnreadableError(f"{len(failed)} of {len(names)} images can't be read, the others are in {out}")
 

@@ -31,11 +31,13 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What README's examples take for granted: two photos and a checkpoint."""
+    """What README's examples take for granted: two photos, a folder of them and a checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
     for name in ("photo.jpg", "other.jpg"):
         Image.fromarray(rng.integers(0, 256, (120, 160, 3), np.uint8)).save(folder / name)
+    (folder / "photos").mkdir()
+    (folder / "photos" / "one.jpg").write_bytes((folder / "photo.jpg").read_bytes())
     write_checkpoint("tiny", folder / "ckpt")
     commands = folder / "bin"
     commands.mkdir()

@@ -60,7 +60,7 @@ def test_answers_are_those_of_generate(folder, tmp_path, default_model, capsys):
     line = json.loads(out.read_text().splitlines()[0])
     assert (line["prompt"], line["resolution"], line["max_tokens"]) == ("What is it?", 64, 4)
     assert line["finish_reason"] in ("stop", "length")
-    assert "7 images answered, 0 were before" in capsys.readouterr().err
+    assert "7 images answered, 0 were before" in capsys.readouterr().out
 
 
 def test_unreadable_images_are_told_and_skipped(folder, tmp_path, capsys):
@@ -75,7 +75,7 @@ def test_unreadable_images_are_told_and_skipped(folder, tmp_path, capsys):
     assert "2 of 6 images can't be read" in said
     Image.new("RGB", (9, 9)).save(folder / "002.png")
     assert main(["caption", str(folder), "-o", str(out), *OPTIONS]) == 1
-    assert "1 images answered, 4 were before" in capsys.readouterr().err
+    assert "1 images answered, 4 were before" in capsys.readouterr().out
 
 
 def test_a_half_written_line_is_done_again_and_nothing_else(folder, tmp_path, default_model):

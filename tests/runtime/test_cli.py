@@ -83,7 +83,7 @@ def test_stats(photo, capsys):
     assert main(["generate", "--image", str(photo), "--stats", "--max-tokens", "4"]) == 0
     err = capsys.readouterr().err
     for part in (
-        "(16 image)",
+        "(16 image, 0 known)",
         "answer: 4 tokens",
         "vision ",
         "prefill ",
