@@ -14,7 +14,7 @@ from fastvlm_mlx.errors import ContextLengthError, InputError
 from fastvlm_mlx.generation import generate_tokens
 from fastvlm_mlx.mlx_lm_parts import KVCache, RotatingKVCache
 from fastvlm_mlx.pictures import Picture, Vision
-from fastvlm_mlx.prefill import embed, image_starts, located, prefill
+from fastvlm_mlx.prefill import embed, fill, image_starts, located, prefill
 from fastvlm_mlx.prompt import ImageSpan, Span, TextSpan
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.types import GenerationOptions, ImageFeatures
@@ -81,7 +81,7 @@ class Engine:
             return
         cache = self.prefixes.take(keys, len(self.decoder.layers))
         images = self._see(spans, pictures, cache, Clock())
-        self.decoder.hidden(embed(self.decoder, spans, images, cache[0].offset), cache)
+        fill(self.decoder, embed(self.decoder, spans, images, cache[0].offset), cache)
         self.prefixes.put(keys, cache, _cuts(spans))
 
     def decode(self, prompt: Prefilled, options: GenerationOptions, max_tokens: int) -> Generator[int, None, None]:
@@ -142,7 +142,7 @@ class Engine:
         """Send the positions before `stop` on their way, without waiting."""
         if stop > cache[0].offset:
             images = {index: features.embeddings for index, features in seen.items()}
-            self.decoder.hidden(embed(self.decoder, spans, images, cache[0].offset, stop), cache)
+            fill(self.decoder, embed(self.decoder, spans, images, cache[0].offset, stop), cache)
             mx.async_eval([entry.state for entry in cache])
 
 

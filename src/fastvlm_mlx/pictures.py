@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -112,6 +113,7 @@ class Vision:
     def __init__(self, encoder: Encoder | None, projector: MLPProjector, cache_bytes: int) -> None:
         self.encoder, self.projector = encoder, projector
         self.cache = FeatureCache(cache_bytes)
+        self._lock = threading.Lock()  # `open` may be called from threads that read ahead
         # Digest and size of a picture by its file, side and aspect.
         self._sources: OrderedDict[bytes, tuple[bytes, tuple[int, int]]] = OrderedDict()
 
@@ -140,14 +142,17 @@ class Vision:
         if data is None:
             return picture_of(preprocess(image, side, aspect))
         name, source = name_of(image), _digest(data, side, aspect)
-        known = self._sources.get(source)
+        with self._lock:
+            known = self._sources.get(source)
+            if known:
+                self._sources.move_to_end(source)
         if known:
-            self._sources.move_to_end(source)
             return Picture(*known, lambda: fit(open_bytes(data, name), side, aspect))
         found = picture_of(fit(open_bytes(data, name), side, aspect))
-        self._sources[source] = found.digest, found.size
-        if len(self._sources) > _KNOWN_SOURCES:
-            self._sources.popitem(last=False)
+        with self._lock:
+            self._sources[source] = found.digest, found.size
+            if len(self._sources) > _KNOWN_SOURCES:
+                self._sources.popitem(last=False)
         return found
 
     def begin(self, picture: Picture) -> None:

@@ -72,6 +72,26 @@ def prefill(
     Returns:
         (1, V) logits after the last position, not evaluated yet.
     """
+    total = cache[0].offset + embeddings.shape[1]
+    logits = decoder.head(fill(decoder, embeddings, cache, step_size, progress)[:, -1])
+    if progress:
+        mx.eval(logits)
+        progress(total, total)
+    return logits
+
+
+def fill(
+    decoder: Decoder,
+    embeddings: mx.array,
+    cache: Sequence[LayerCache],
+    step_size: int = PREFILL_STEP,
+    progress: Progress | None = None,
+) -> mx.array:
+    """`prefill` without the head.
+
+    Returns:
+        (1, t, hidden) of the last pass, not evaluated yet.
+    """
     known, total = cache[0].offset, embeddings.shape[1]
     report = progress or (lambda *_: None)
     report(known, known + total)
@@ -80,11 +100,7 @@ def prefill(
         if start + step_size < total:
             mx.eval([entry.state for entry in cache])
             report(known + start + step_size, known + total)
-    logits = decoder.head(hidden[:, -1])
-    if progress:
-        mx.eval(logits)
-        report(known + total, known + total)
-    return logits
+    return hidden
 
 
 def image_starts(spans: Sequence[Span]) -> dict[int, int]:
