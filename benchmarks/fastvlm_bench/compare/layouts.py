@@ -34,14 +34,16 @@ DECODER_KEYS = (
 Weights = dict[str, mx.array]
 
 
-def to_transformers(src: Path, dst: Path, *, pad_vocabulary: bool = False, image_token: int | None = None) -> Path:
+def to_transformers(
+    src: Path, dst: Path, *, pad_vocabulary: bool = False, image_token: int | None = None, tokens: int | None = None
+) -> Path:
     """What transformers' FastVlmForConditionalGeneration loads (model_type fast_vlm), as the KamilaMila repositories.
 
     `pad_vocabulary` appends rows of zeros to embedding and head, so that `<image>` gets an id beyond the real
     ones, as published. Without it the last id stands for images in the tiny vocabularies. `image_token` is
-    another id for images.
+    another id for images; `tokens` as in `read`.
     """
-    config, weights = read(src)
+    config, weights = read(src, tokens)
     rows = vocabulary = config["vocab_size"]
     if pad_vocabulary:
         rows = (vocabulary // VOCABULARY_PADDING + 1) * VOCABULARY_PADDING
@@ -108,9 +110,9 @@ def _transformers_config(config: dict[str, Any], rows: int, image_token: int) ->
     }  # fmt: skip
 
 
-def to_mlx_vlm(src: Path, dst: Path, dtype: mx.Dtype | None = None) -> Path:
+def to_mlx_vlm(src: Path, dst: Path, dtype: mx.Dtype | None = None, tokens: int | None = None) -> Path:
     """mlx-vlm's fastvlm, as mlx-community/FastVLM-0.5B-bf16: channels last, no head where it is tied."""
-    config, weights = read(src)
+    config, weights = read(src, tokens)
     if config["tie_word_embeddings"]:
         weights.pop("lm_head.weight", None)
     shape = config.pop("mm_vision_config", FASTVITHD)
@@ -148,9 +150,9 @@ def _channels_last(name: str, value: mx.array) -> mx.array:
     return value
 
 
-def to_mlx_lm(src: Path, dst: Path, dtype: mx.Dtype | None = None) -> Path:
+def to_mlx_lm(src: Path, dst: Path, dtype: mx.Dtype | None = None, tokens: int | None = None) -> Path:
     """mlx-lm's qwen2: the decoder alone."""
-    config, weights = read(src)
+    config, weights = read(src, tokens)
     if config["tie_word_embeddings"]:
         weights.pop("lm_head.weight", None)
     config = {k: config[k] for k in DECODER_KEYS} | {"model_type": "qwen2", "vocab_size": config["vocab_size"]}
@@ -163,14 +165,22 @@ def mlx_lm_name(name: str) -> str | None:
     return None if name.startswith((LLAVA_VISION, "model.mm_projector.")) or "newline" in name else name
 
 
-def read(src: Path) -> tuple[dict[str, Any], Weights]:
-    """Config and tensors; the config says of the head what the tensors say, as not every published one does."""
+def read(src: Path, tokens: int | None = None) -> tuple[dict[str, Any], Weights]:
+    """Config and tensors.
+
+    The config says of the head what the tensors say, as not every published one does. With `tokens`, the rows
+    of embedding and head from there on are zeros: the tokenizer has no such ids, our library never generates
+    them, and random rows there could win.
+    """
     weights: Weights = {}
     for file in sorted(src.glob("*.safetensors")):
         weights |= mx.load(str(file))  # type: ignore[arg-type]
     config = json.loads((src / "config.json").read_text(encoding="utf-8"))
     head, embedding = weights.get("lm_head.weight"), weights["model.embed_tokens.weight"]
     config["tie_word_embeddings"] = head is None or bool(mx.array_equal(head, embedding))
+    if tokens is not None and tokens < config["vocab_size"]:
+        for name in {"lm_head.weight", "model.embed_tokens.weight"} & weights.keys():
+            weights[name] = _pad_rows(weights[name][:tokens], config["vocab_size"])
     return config, dict(sorted(weights.items()))
 
 

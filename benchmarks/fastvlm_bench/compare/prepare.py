@@ -81,9 +81,9 @@ def _for_mlx_vlm(source: Path, folder: Path, tokenizer: Path, dtype: str) -> Non
     import mlx.core as mx
 
     from fastvlm_bench.compare.layouts import to_mlx_vlm
-    from fastvlm_bench.compare.processors import write_tokenizer
+    from fastvlm_bench.compare.processors import vocabulary, write_tokenizer
 
-    to_mlx_vlm(source, folder, getattr(mx, dtype))
+    to_mlx_vlm(source, folder, getattr(mx, dtype), tokens=vocabulary(tokenizer)[0])
     write_tokenizer(tokenizer, folder)
 
 
@@ -91,19 +91,19 @@ def _for_mlx_lm(source: Path, folder: Path, tokenizer: Path, dtype: str) -> None
     import mlx.core as mx
 
     from fastvlm_bench.compare.layouts import to_mlx_lm
-    from fastvlm_bench.compare.processors import write_tokenizer
+    from fastvlm_bench.compare.processors import vocabulary, write_tokenizer
 
-    to_mlx_lm(source, folder, getattr(mx, dtype))
+    to_mlx_lm(source, folder, getattr(mx, dtype), tokens=vocabulary(tokenizer)[0])
     write_tokenizer(tokenizer, folder)
 
 
 def _for_transformers(source: Path, folder: Path, tokenizer: Path, _: str) -> None:
     from fastvlm_bench.compare.layouts import to_transformers
-    from fastvlm_bench.compare.processors import image_token, write_processor, write_tokenizer
+    from fastvlm_bench.compare.processors import vocabulary, write_processor, write_tokenizer
 
     rows = json.loads((source / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    index = image_token(tokenizer)
-    to_transformers(source, folder, pad_vocabulary=index >= rows, image_token=index)
+    tokens, image = vocabulary(tokenizer)
+    to_transformers(source, folder, pad_vocabulary=image >= rows, image_token=image, tokens=tokens)
     write_tokenizer(tokenizer, folder, with_image=True)
     write_processor(folder)
 

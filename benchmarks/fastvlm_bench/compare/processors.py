@@ -28,11 +28,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def image_token(tokenizer: Path) -> int:
-    """The id of `<image>`: its own, or the first one that is free."""
+def vocabulary(tokenizer: Path) -> tuple[int, int]:
+    """How many tokens there are, and the id of `<image>`: its own, or the first one that is free."""
     backend = Tokenizer.from_file(str(tokenizer))
-    found = backend.token_to_id(PLACEHOLDER)
-    return backend.get_vocab_size(with_added_tokens=True) if found is None else found
+    tokens, image = backend.get_vocab_size(with_added_tokens=True), backend.token_to_id(PLACEHOLDER)
+    return tokens, tokens if image is None else image
 
 
 def write_tokenizer(tokenizer: Path, folder: Path, *, with_image: bool = False) -> None:

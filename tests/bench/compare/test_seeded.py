@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import mlx.core as mx
 import pytest
 from tokenizers import Tokenizer
 
+from fastvlm_bench.compare.plan import QUESTIONS
 from fastvlm_bench.compare.seeded import SIZES, SPECIAL, decoder_shapes, make_tokenizer, vision_shapes, write_seeded
 from support import seeded
 
@@ -45,11 +47,18 @@ def test_the_tokenizer_has_a_token_for_each_row(folder):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert tokenizer.get_vocab_size(with_added_tokens=True) == SIZES["tiny"].vocabulary
     assert [tokenizer.token_to_id(token) for token in SPECIAL] == [0, 1, 2]
-    text = "What is this? 图 é"
+    text = "图 é zzz"
     ids = tokenizer.encode(text).ids
-    assert len(ids) == len(text.encode())
+    assert len(ids) == len(text.encode())  # a token for each byte
     assert tokenizer.decode(ids) == text
+    assert tokenizer.encode("<1000>").ids != [1000]  # such a token has a text and is never read from one
     assert tokenizer.decode([1000]) == "<1000>"
+
+
+def test_a_question_has_a_usual_number_of_tokens(folder):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for question in QUESTIONS:
+        assert len(tokenizer.encode(question).ids) == len(re.findall(r"\w+|\?", question))
 
 
 def test_the_tokenizer_of_the_large_shapes():
