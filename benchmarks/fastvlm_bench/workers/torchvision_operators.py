@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
+@functools.cache  # a second declaration is an error
 def declare_torchvision_operators() -> None:
     """Declare those of torchvision's operators that its import extends, where its own don't load.
 

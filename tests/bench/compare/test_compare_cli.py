@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -141,3 +144,17 @@ def test_help_is_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "--against" in done.stdout
+
+
+def test_the_documents_commands_parse():
+    root = Path(__file__).resolve().parents[3]
+    text = (root / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)[0].splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        words = shlex.split(line)
+        if words[0] == "make":
+            assert f"\n{words[1]}:" in (root / "Makefile").read_text(encoding="utf-8")
+            words = ["fastvlm-bench", words[1], *shlex.split(words[2].removeprefix("ARGS="))]
+        assert words[:2] == ["fastvlm-bench", "compare"]
+        assert cli.build_parser().parse_args(words[2:]).resolution
