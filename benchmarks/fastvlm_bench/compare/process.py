@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastvlm_mlx.accelerate import OPENBLAS
 from fastvlm_mlx.errors import FastVLMError
 
 _BOOTSTRAP = Path(__file__).resolve().parents[1] / "workers" / "bootstrap.py"
+_QUIET_S = 0.05  # idle threads of OpenBLAS and OpenMP spin for up to 25 ms before they sleep
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -57,8 +59,13 @@ class Worker:
             raise
 
     def request(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request and wait for the reply; SideError if the process ends first."""
+        """Send a request, once the side before has come to rest, and wait for the reply.
+
+        Raises:
+            SideError: the process ended first.
+        """
         assert self._process.stdin
+        time.sleep(_QUIET_S)
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
