@@ -1,4 +1,5 @@
-"""An interpreter that only plays a side of a comparison: `fastvlm_bench.workers.serve`'s protocol, made-up times.
+"""An interpreter that only plays a side of a comparison: `fastvlm_bench.workers.serve`'s protocol, made-up times,
+and the command line of `--cold`.
 
 Its model's folder has behaviour.json: `ttft_s`, `second_ttft_s`, `decode_s` (lists, one entry a request, the
 last one for all that follow), `wrong_at` (first request that is answered otherwise), `dies_at`, `log` (a file
@@ -40,6 +41,9 @@ def right_ids(request: dict[str, Any], index: int) -> list[int]:
 def main(arguments: list[str]) -> None:
     if "-c" in arguments:  # the question for versions
         print(json.dumps({"python": "3.0", **dict.fromkeys(arguments[arguments.index("-c") + 2 :], "1.2")}))
+        return
+    if "--max-tokens" in arguments:  # a command line
+        print("a token")
         return
     setup = json.loads(arguments[-1])
     behaviour = json.loads((Path(setup["model"]) / "behaviour.json").read_text())

@@ -93,7 +93,7 @@ def run_cold_job(job: Job, say: Say) -> Report:
     """
     from tqdm import tqdm
 
-    sides = {name: {"versions": versions(name, python)} for name, python in job.pythons.items()}
+    sides = {name: {"versions": versions(name, job.pythons[name])} for name in job.models}
     say("starting each command once, so that its files are in memory")
     runs: list[ColdRun] = []
     calls = len(job.models) * (job.plan.runs + 1) * len(job.plan.resolutions)

@@ -63,7 +63,7 @@ def to_json(report: Report) -> str:
         "picture": "synthetic photo, {} x {} px JPEG, another one for each round".format(*PICTURE_SIZE),
         "checked_tokens": CHECKED_TOKENS,
         **asdict(report),
-        "sides": {name: {"does": LIBRARIES[name].does, **facts} for name, facts in report.sides.items()},
+        "sides": {name: {"does": _does(name, report.cold), **facts} for name, facts in report.sides.items()},
     }
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
@@ -79,7 +79,7 @@ def _header(report: Report) -> list[str]:
     return [
         f"fastvlm-bench compare {__version__}: {report.model}, {report.dtype}, {report.threads} threads for each side",
         f"machine: {machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB, {machine.platform}",
-        *(_side(name, facts) for name, facts in report.sides.items()),
+        *(_side(name, facts, report.cold) for name, facts in report.sides.items()),
         *(_COLD if report.cold else _warm(report.positions)),
         f"rounds:  {plan.runs}, in which the sides take turns, after one that isn't timed; answers are checked in all",
         "ratio:   the side's time by ours in the same round; above 1 ours was faster",
@@ -97,10 +97,15 @@ def _warm(positions: Mapping[int, int]) -> tuple[str, ...]:
     )
 
 
-def _side(name: str, facts: Mapping[str, Any]) -> str:
+def _side(name: str, facts: Mapping[str, Any], cold: bool) -> str:
     numbers = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
     device = f"{facts['device']}; " if "device" in facts else ""
-    return f"{name}: {numbers}; {device}{LIBRARIES[name].does}"
+    return f"{name}: {numbers}; {device}{_does(name, cold)}"
+
+
+def _does(name: str, cold: bool) -> str:
+    """What a side does when it is asked."""
+    return " ".join(("python", *LIBRARIES[name].command)) if cold else LIBRARIES[name].does
 
 
 def _row(line: Line) -> tuple[str, ...]:

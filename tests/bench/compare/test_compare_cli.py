@@ -100,6 +100,21 @@ def test_our_own_death_is_an_error(fakes, capsys):
     assert "fastvlm-mlx ended with exit code 1: MemoryError" in err
 
 
+def test_whole_processes(fakes, tmp_path, capsys):
+    target = tmp_path / "out.json"
+    assert fakes({})("--cold", "--resolution", "64,128", "--runs", "2", "--json", str(target)) == 0
+    rows = table(capsys.readouterr().out)
+    assert [row[:3] for row in rows] == [[px, "process", side] for px in ("64", "128") for side in (OURS, "mlx-vlm")]
+    data = json.loads(target.read_text())
+    assert data["cold"] is True
+    assert len(data["runs"]) == 2 * 2 * 2
+    assert all(run["text"] == "a token" and run["seconds"] > 0 for run in data["runs"])
+    assert data["sides"]["mlx-vlm"]["versions"]["mlx-vlm"] == "1.2"
+    assert data["sides"]["mlx-vlm"]["does"] == "python -m mlx_vlm generate"
+    sizes = json.loads((tmp_path / "mlx-vlm" / "preprocessor_config.json").read_text())
+    assert sizes["size"] == {"shortest_edge": 128}  # the last resolution
+
+
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
