@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 
-.PHONY: demo test check format lint types imports slow parity default-model clean
+.PHONY: demo test check format lint types imports slow parity compare compare-environments default-model clean
 
 demo: $(VENV)/.demo
 	bash models/seeded/demo.sh $(BIN)
@@ -33,6 +33,14 @@ parity:
 	bash tests/parity/setup.sh
 	.venv-parity/bin/python -m pytest -m parity tests/parity
 
+# Time to first token beside other libraries, each in an environment of its own; see benchmarks/README.md.
+#   make compare ARGS="--against mlx-vlm --resolution 256 --runs 7"
+compare: $(VENV)/.dev compare-environments
+	$(BIN)/fastvlm-bench compare $(ARGS)
+
+compare-environments:
+	PYTHON=$(PYTHON) bash benchmarks/environments/setup.sh
+
 # Make the embedded default bundle again.
 default-model: $(VENV)/.dev
 	$(BIN)/python models/seeded/make_checkpoint.py build/seeded
@@ -49,4 +57,4 @@ $(VENV)/.dev: pyproject.toml .ci/constraints.txt
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) .venv-parity build dist models/converted
+	rm -rf $(VENV) .venv-parity .venv-compare build dist models/converted
