@@ -35,9 +35,7 @@ class OurSide(Side):
 
     def settle(self) -> None:
         import mlx.core as mx
-        from mlx_lm.generate import generation_stream
 
-        mx.synchronize(generation_stream)
         mx.synchronize()
 
 
