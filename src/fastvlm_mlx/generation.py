@@ -57,8 +57,9 @@ def generate_tokens(
 ) -> Generator[int, None, None]:
     """Sample tokens one by one; the first comes from the prefill's logits, without another decoder pass.
 
-    When a token is yielded, the step that takes it is under way, so the cache then holds its row, too; the last of
-    `max_tokens` is yielded without.
+    The first token is yielded before anything else is started: it is what somebody waits for. When a later one is
+    yielded, the step that takes it is under way, so the cache then holds its row, too; the last of `max_tokens` is
+    yielded without.
 
     Args:
         decoder: the language model.
@@ -75,15 +76,17 @@ def generate_tokens(
         mx.random.seed(options.seed)
     choose = make_chooser(decoder, context_ids, options)
     token = choose(logits)
-    mx.async_eval(token)
+    yield cast(int, token.item())
     for count in range(1, max_tokens):
         following = choose(decoder(token[None], cache)[:, -1])
         mx.async_eval(following)
-        yield cast(int, token.item())
+        if count > 1:
+            yield cast(int, token.item())
         if count % _RELEASE_EVERY == 0:
             mx.clear_cache()
         token = following
-    yield cast(int, token.item())
+    if max_tokens > 1:
+        yield cast(int, token.item())
 
 
 def make_chooser(
