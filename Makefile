@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 
-.PHONY: demo test check format lint types imports slow parity nano nano-card nano-train clean
+.PHONY: demo test check format lint types imports slow parity compare compare-environments nano nano-card nano-train clean
 
 # Asks the embedded default about three pictures, and shows where the time goes.
 demo: $(VENV)/.demo
@@ -49,6 +49,14 @@ NANO_TRAIN ?=
 nano-train: $(VENV)/.dev
 	$(BIN)/python models/nano/train.py build/nano --resume --minutes 100000 $(NANO_TRAIN)
 
+# Time to first token beside other libraries, each in an environment of its own; see benchmarks/README.md.
+#   make compare ARGS="--against mlx-vlm --resolution 256 --runs 7"
+compare: $(VENV)/.dev compare-environments
+	$(BIN)/fastvlm-bench compare $(ARGS)
+
+compare-environments:
+	PYTHON=$(PYTHON) bash benchmarks/environments/setup.sh
+
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
@@ -60,4 +68,4 @@ $(VENV)/.dev: pyproject.toml .ci/constraints.txt
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) .venv-parity build dist models/converted
+	rm -rf $(VENV) .venv-parity .venv-compare build dist models/converted

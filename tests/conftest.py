@@ -19,6 +19,9 @@ import mlx.core as mx  # noqa: E402
 
 from fastvlm_convert.pipeline import convert  # noqa: E402
 from fastvlm_mlx import FastVLM, load  # noqa: E402
+from fastvlm_mlx.cache import PrefixCache  # noqa: E402
+from fastvlm_mlx.engine import Engine  # noqa: E402
+from fastvlm_mlx.pictures import Vision  # noqa: E402
 from support.seeded import SPEAKING, write_checkpoint  # noqa: E402
 
 
@@ -84,3 +87,18 @@ def model(bundle: Callable[[str], Path]) -> Callable[[str], FastVLM]:
 def speaking_model(model: Callable[[str], FastVLM]) -> FastVLM:
     """Random weights and a tokenizer: what it says stays the same when the embedded default is trained again."""
     return model(SPEAKING)
+
+
+@pytest.fixture(scope="session")
+def forgetful() -> Callable[[FastVLM], FastVLM]:
+    """A model with the same weights that keeps nothing: what everything else is compared with."""
+    made: dict[int, FastVLM] = {}
+
+    def get(model: FastVLM) -> FastVLM:
+        if id(model) not in made:
+            engine = model.engine
+            bare = Engine(engine.decoder, Vision(engine.vision.encoder, engine.vision.projector, 0), PrefixCache(0))
+            made[id(model)] = FastVLM(model.config, bare, model.tokenizer, model.resolution, model.identity)
+        return made[id(model)]
+
+    return get

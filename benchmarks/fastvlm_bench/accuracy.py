@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,26 +91,17 @@ def _question(folder: Path, line: str, where: str) -> Question:
 def ask_all(
     model: FastVLM, questions: Sequence[Question], progress: Callable[[int], object] = lambda _: None
 ) -> Iterator[Answer]:
-    """Answer greedily; an image that several questions in a row are about is encoded once.
+    """Answer greedily; an image that several questions in a row are about is encoded once, by the model's caches.
 
     Args:
         model: a loaded model with a tokenizer.
         questions: those about one image together.
         progress: called with 1 after each answer.
     """
-    from fastvlm_mlx.answer import last_result
-    from fastvlm_mlx.prompt import ask
-    from fastvlm_mlx.types import GenerationOptions
-
-    options = GenerationOptions(max_tokens=_MAX_TOKENS)
-    for image, about in groupby(questions, key=lambda question: question.image):
-        embeddings = model.encode_image(image).embeddings
-        for question in about:
-            ids = model.tokenize(ask(question.prompt, 1, None))
-            spans = model.expand(ids, [len(embeddings)])
-            result = last_result(model.answer(spans, [embeddings], options, model.start_clock()))
-            progress(1)
-            yield Answer(question, result.text)
+    for question in questions:
+        result = model.generate(question.image, question.prompt, max_tokens=_MAX_TOKENS)
+        progress(1)
+        yield Answer(question, result.text)
 
 
 def score(answers: Sequence[Answer]) -> dict[str, Score]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fastvlm_bench import accuracy
+from fastvlm_bench.compare import cli as compare
 from fastvlm_bench.machine import describe_machine
 from fastvlm_bench.report import Report, format_report, to_json
 from fastvlm_bench.runner import PHOTO_SIZE, Plan, precision, question, run_plan, sample_photo
@@ -23,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastvlm-bench",
         description="Measure the time to first token, stage by stage, on this machine. "
-        "`fastvlm-bench accuracy` counts right answers instead.",
+        "`fastvlm-bench accuracy` counts right answers instead; `fastvlm-bench compare` measures other libraries too.",
     )
     parser.add_argument(
         "--resolution",
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["accuracy"]:
         return accuracy.main(arguments[1:])
+    if arguments[:1] == ["compare"]:
+        return compare.main(arguments[1:])
     return run(build_parser(), _bench, arguments)
 
 

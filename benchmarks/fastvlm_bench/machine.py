@@ -49,13 +49,18 @@ def describe_machine() -> Machine:
     return Machine(
         platform=platform.platform(),
         cpu=cpu,
-        cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory_bytes=_memory_bytes(),
         device=f"{mx.default_device().type.name}: {name}",
         python=platform.python_version(),
         mlx=version("mlx"),
         openblas=None if sys.platform == "darwin" else loaded_openblas(),
     )
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def cpu_name() -> str:

@@ -185,8 +185,8 @@ def precision(model: FastVLM, quantize: int | None = None) -> str:
     return f"{bits}-bit values unpacked to {kept}"  # what `load` does on a CPU
 
 
-def sample_photo() -> bytes:
-    """A JPEG file with the statistics of a photo, the same each time.
+def sample_photo(seed: int = 0, size: tuple[int, int] = PHOTO_SIZE) -> bytes:
+    """A JPEG file with the statistics of a photo, the same each time for a seed and a (width, height).
 
     Noise whose amplitude falls with 1 / frequency, as in natural images: a flat picture would decode and
     resize faster than a real one. A file and not an array, so that decoding counts, as it does for a user.
@@ -194,8 +194,8 @@ def sample_photo() -> bytes:
     import numpy as np
     from PIL import Image
 
-    width, height = PHOTO_SIZE
-    noise = np.random.default_rng(0).standard_normal((height, width, 3))
+    width, height = size
+    noise = np.random.default_rng(seed).standard_normal((height, width, 3))
     distance = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     distance[0, 0] = np.inf  # no mean
     waves = np.fft.irfft2(np.fft.rfft2(noise, axes=(0, 1)) / distance[..., None], (height, width), axes=(0, 1))

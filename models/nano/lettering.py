@@ -78,6 +78,14 @@ class Lettering:
         """The same text there."""
         return replace(self, size=size, x=x, y=y)
 
+    def turned_to(self, angle: float) -> Lettering:
+        """The same text at another angle."""
+        return replace(self, angle=angle)
+
+    def saying(self, text: str) -> Lettering:
+        """Another text in the same dress."""
+        return replace(self, text=text)
+
     def seen_from(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How far points lie from its centre: along the line of text, and across it, downwards."""
         sine, cosine = math.sin(math.radians(self.angle)), math.cos(math.radians(self.angle))
@@ -110,6 +118,12 @@ def proportions(font: str, text: str) -> tuple[float, float]:
     """Width and height of the ink, in sizes of the font."""
     left, top, right, bottom = _font(font, MEASURE).getbbox(text)
     return (right - left) / MEASURE, (bottom - top) / MEASURE
+
+
+@lru_cache(maxsize=4096)
+def reach(font: str, text: str) -> float:
+    """How far the pen goes, in sizes of the font."""
+    return _font(font, MEASURE).getlength(text) / MEASURE
 
 
 @cache

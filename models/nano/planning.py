@@ -8,7 +8,7 @@ from nano.backdrops import Backdrop, plan_backdrop
 from nano.charts import Chart, plan_chart
 from nano.dice import Dice
 from nano.lettering import Lettering, letters_of, plan_lettering
-from nano.pages import plan_page
+from nano.pages import NO_PAGE, Page, plan_page
 from nano.paint import visible
 from nano.shapes import TRAIN_PAIRS, Thing, place, plan_things
 from nano.vocabulary import (
@@ -42,7 +42,7 @@ class Plan:
         things: shapes.
         lettering: the sign of a "text" scene.
         chart: the chart of a "chart" scene.
-        page: the texts of a page.
+        page: lines and words of a page.
     """
 
     family: str
@@ -50,12 +50,12 @@ class Plan:
     things: tuple[Thing, ...] = ()
     lettering: Lettering | None = None
     chart: Chart | None = None
-    page: tuple[Lettering, ...] = ()
+    page: Page = NO_PAGE
 
     @property
     def letterings(self) -> tuple[Lettering, ...]:
         """All text in it."""
-        return (self.lettering,) if self.lettering else self.chart.labels if self.chart else self.page
+        return (self.lettering,) if self.lettering else self.chart.labels if self.chart else self.page.words
 
     @property
     def novelties(self) -> frozenset[str]:

@@ -108,17 +108,17 @@ def make_scene(seed: int, split: str = "train", side: int = 256, family: str | N
     held_out = split == "held-out"
     dice = Dice(SPLITS.index(split), seed)
     plan = plan_scene(dice, held_out, family)
-    questions = () if plan.page else ask_all(plan, dice, held_out)
+    questions = () if plan.page.lines else ask_all(plan, dice, held_out)
     picture = draw_backdrop(plan.backdrop, side)
     if plan.chart:
         draw_chart(picture, plan.chart)
-    for lettering in (plan.lettering, *plan.page):
+    for lettering in (plan.lettering, *plan.page.lines):
         if lettering:
             draw_lettering(picture, lettering)
     for thing in plan.things:
         draw_thing(picture, thing)
     cells = cells_of(plan.things)
-    letters = letters_on(plan.page) if plan.page else letters_of(plan.letterings)
+    letters = letters_on(plan.page.words) if plan.page.lines else letters_of(plan.letterings)
     return Scene(np.array(picture), questions, plan.backdrop.index, cells, letters, dense_of(plan, side))
 
 

@@ -2,6 +2,9 @@
 
 The order is a finding: end to end from nothing, the decoder learns the answers' grammar and then answers by
 chance for a long time. An encoder that first learnt what stands in which cell gives it something to talk about.
+
+So is the encoder's rate, and the small batch: with 2e-3 and 32 pictures it named no letter after 40,000 pictures; with
+1e-2 and 8 to 16 one in seven after 1,600 pages. No layer on its main path normalises, and the gradient is clipped.
 """
 
 from __future__ import annotations
@@ -46,11 +49,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("encoder", {"vision": 2e-3, "heads": 2e-3}, heads=1.0, dense=DENSE, answers=False, pages=0.6),
+    Stage("encoder", {"vision": 1e-2, "heads": 1e-2}, heads=1.0, dense=DENSE, answers=False, pages=0.6),
     Stage("projector", {"projector": 2e-3, "decoder": 2e-3}, heads=0.0, dense=0.0, answers=True),
     Stage(
         "everything",
-        {"vision": 1e-3, "projector": 1e-3, "decoder": 1e-3, "heads": 1e-3},
+        {"vision": 2e-3, "projector": 1.5e-3, "decoder": 1.5e-3, "heads": 2e-3},
         heads=0.2,
         dense=DENSE_BESIDE_ANSWERS,
         answers=True,

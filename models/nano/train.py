@@ -45,11 +45,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--stage-steps",
         type=_numbers,
-        default=(3000, 1000, 8000),
+        default=(10000, 400, 20000),
         metavar="A,B,C",
-        help="steps of the encoder alone, of projector and decoder, of everything (default 3000,1000,8000)",
+        help="steps of the encoder alone, of projector and decoder, of everything (default 10000,400,20000)",
     )
-    parser.add_argument("--batch", type=int, default=32, help="pictures of a step (default 32)")
+    parser.add_argument("--batch", type=int, default=16, help="pictures of a step (default 16)")
     parser.add_argument("--questions", type=int, default=8, help="of a picture in a step, at most (default 8)")
     parser.add_argument("--side", type=int, default=256, help="of the pictures, pixels (default 256)")
     parser.add_argument(
@@ -60,7 +60,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
     parser.add_argument("--workers", type=int, default=1, help="processes that make pictures (default 1)")
-    parser.add_argument("--evaluate-every", type=int, default=250, help="steps (default 250)")
+    parser.add_argument("--evaluate-every", type=int, default=500, help="steps (default 500)")
     parser.add_argument("--export", type=Path, metavar="CHECKPOINT", help="only write OUT/state.pt's checkpoint")
     args = parser.parse_args(argv)
     if len(args.stage_steps) != 3 or min(args.stage_steps) < 1:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from fastvlm_mlx._version import __version__
+from fastvlm_mlx.accelerate import prepare_cpu
 from fastvlm_mlx.converter import EXIT_INTERRUPTED
 from fastvlm_mlx.errors import FastVLMError
 
@@ -36,6 +37,7 @@ def run(
         0; 2 for bad usage or input, 1 for anything else that failed, 130 after Ctrl-C.
     """
     args = parser.parse_args(argv)
+    prepare_cpu()  # before the action imports MLX, as almost everything does
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda text, *_: print(f"{parser.prog}: warning: {text}", file=sys.stderr)

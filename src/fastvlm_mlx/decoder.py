@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol, TypeAlias, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models import qwen2
-from mlx_lm.models.cache import KVCache
 
 from fastvlm_mlx.config import DecoderConfig
 from fastvlm_mlx.errors import ConfigError
+from fastvlm_mlx.mlx_lm_parts import KVCache, QuantizedKVCache, RotatingKVCache, qwen2
+
+LayerCache: TypeAlias = KVCache | QuantizedKVCache | RotatingKVCache  # keys and values of one block
 
 
 class _Backbone(Protocol):
@@ -54,7 +55,7 @@ class Decoder:
         rows: mx.array = self._backbone.embed_tokens(mx.array(list(ids), dtype=mx.int32))
         return rows
 
-    def hidden(self, embeddings: mx.array, cache: list[KVCache]) -> mx.array:
+    def hidden(self, embeddings: mx.array, cache: Sequence[LayerCache]) -> mx.array:
         """One pass over (B, T, hidden) embeddings; appends T rows to the cache. Returns (B, T, hidden)."""
         # mlx-lm reads only the embeddings when they are given; the ids are there for its signature.
         ids = mx.zeros(embeddings.shape[:2], dtype=mx.int32)

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fastvlm_mlx.errors import DiskSpaceError, InputError
 
@@ -45,11 +46,18 @@ def sha256(path: Path, progress: Callable[[int], object] | None = None) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a kill, meets the old content or the new one, never a part."""
+    with replaced_file(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a temporary file beside `path` to write in; put it in `path`'s place at the end, if all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
         # mkstemp makes it private; it is an ordinary file, or stays as open as it was.
         Path(temporary).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         Path(temporary).replace(path)

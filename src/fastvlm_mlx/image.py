@@ -50,7 +50,11 @@ def preprocess(image: ImageInput, resolution: int = 1024, aspect: str = "pad") -
         InputError: unknown aspect.
     """
     check_view(resolution, aspect)
-    picture = open_image(image)
+    return fit(open_image(image), resolution, aspect)
+
+
+def fit(picture: Image.Image, resolution: int, aspect: str) -> np.ndarray:
+    """Bring an upright RGB picture to the encoder's size; arguments as `preprocess`, checked already."""
     shape = {"pad": _pad, "crop": _crop, "stretch": _stretch}[aspect]
     return np.asarray(shape(picture, resolution))
 
@@ -78,15 +82,27 @@ def open_image(image: ImageInput) -> Image.Image:
     if isinstance(image, Image.Image):
         return _decode(image, "the image")
     if isinstance(image, bytes | bytearray | memoryview):
-        return _decode(io.BytesIO(image), f"the image ({len(image)} bytes)")
+        return _decode(io.BytesIO(image), name_of(image))
     if isinstance(image, str | os.PathLike):
-        return _decode(_file_of(os.fspath(image)), f"image {os.fspath(image)}")
+        return _decode(file_of(os.fspath(image)), name_of(image))
     if hasattr(image, "read"):
         return _decode(image, "the image file object")
     raise ImageError(
         "an image is a path, bytes, a binary file object, a PIL image or an (H, W, 3) uint8 array; "
         f"got {type(image).__name__}"
     )
+
+
+def open_bytes(data: bytes, name: str) -> Image.Image:
+    """Decode what was read from a file; `name` is for errors, which are those of `preprocess`."""
+    return _decode(io.BytesIO(data), name)
+
+
+def name_of(image: ImageInput) -> str:
+    """What errors call it."""
+    if isinstance(image, str | os.PathLike):
+        return f"image {os.fspath(image)}"
+    return f"the image ({len(image)} bytes)" if isinstance(image, bytes | bytearray | memoryview) else "the image"
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -96,7 +112,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _file_of(name: str) -> str:
+def file_of(name: str) -> str:
+    """The path that a name stands for. Raises ImageError: it is an address."""
     if "://" in name:
         raise ImageError(f"{name} is an address; download the image first and give the file")
     return os.path.expanduser(name)  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)

@@ -10,9 +10,20 @@ from typing import TYPE_CHECKING
 
 from fastvlm_mlx import hub
 from fastvlm_mlx.accelerate import prepare_cpu
-from fastvlm_mlx.bundle import DECODER, PACKAGE, QUANTIZED_BITS, TOKENIZER, VISION, Bundle, assign, read_tensors
+from fastvlm_mlx.bundle import (
+    DECODER,
+    MANIFEST,
+    PACKAGE,
+    QUANTIZED_BITS,
+    TOKENIZER,
+    VISION,
+    Bundle,
+    assign,
+    read_tensors,
+)
 from fastvlm_mlx.config import check_side
 from fastvlm_mlx.errors import BundleError, EncoderError, InputError
+from fastvlm_mlx.files import sha256
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
     from fastvlm_mlx.vision.coreml_runtime import Runtime
 
 _QUANTIZE_GROUP = 64
+PREFIX_CACHE_BYTES, FEATURE_CACHE_BYTES = 512 << 20, 128 << 20
 
 
 def load(
@@ -38,6 +50,8 @@ def load(
     compute_units: str = "CPU_AND_NE",
     revision: str | None = None,
     local_files_only: bool = False,
+    prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+    feature_cache_bytes: int = FEATURE_CACHE_BYTES,
 ) -> FastVLM:
     """Load a model.
 
@@ -58,6 +72,9 @@ def load(
             GPU, float32 on a CPU.
         revision: commit or branch on the hub.
         local_files_only: never go to the network.
+        prefix_cache_bytes: most memory for keys and values of earlier prompts and answers, so that what a prompt
+            has in common with one of them isn't computed again; 0 keeps none.
+        feature_cache_bytes: most memory for the features of earlier images; 0 keeps none.
 
     Raises:
         BundleError, ConfigError, WeightsError: the bundle can't be used. HubError: the hub can't.
@@ -71,7 +88,19 @@ def load(
         check_side(resolution)
     prepare_cpu()
     bundle = Bundle.open(hub.resolve(model, revision=revision, local_files_only=local_files_only))
-    return assemble(bundle, vision, resolution, quantize, dtype, vision_dtype, compute_units)
+    for name, size in (("prefix_cache_bytes", prefix_cache_bytes), ("feature_cache_bytes", feature_cache_bytes)):
+        if size < 0:
+            raise InputError(f"{name} must be 0 (off) or more, got {size}")
+    return assemble(
+        bundle,
+        vision,
+        resolution,
+        quantize,
+        dtype,
+        vision_dtype,
+        compute_units,
+        cache_bytes=(prefix_cache_bytes, feature_cache_bytes),
+    )
 
 
 def assemble(
@@ -84,16 +113,20 @@ def assemble(
     compute_units: str = "CPU_AND_NE",
     unpack: bool | None = None,
     runtime: Runtime | None = None,
+    cache_bytes: tuple[int, int] = (PREFIX_CACHE_BYTES, FEATURE_CACHE_BYTES),
 ) -> FastVLM:
     """Build the model of an open bundle; arguments as `load`.
 
     `unpack` says whether quantised matrices become plain ones; by default they do on a CPU. `runtime` runs Core
-    ML packages; by default Core ML itself does.
+    ML packages; by default Core ML itself does. `cache_bytes` are for prefixes and for features.
     """
     import mlx.core as mx
 
+    from fastvlm_mlx.cache import PrefixCache
     from fastvlm_mlx.decoder import Decoder
+    from fastvlm_mlx.engine import Engine
     from fastvlm_mlx.model import FastVLM
+    from fastvlm_mlx.pictures import Vision
     from fastvlm_mlx.tokenizer import Tokenizer
 
     config = bundle.config
@@ -106,7 +139,15 @@ def assemble(
     projector, network = _load_language(bundle, quantize, kept, on_cpu if unpack is None else unpack)
     tokenizer = Tokenizer(bundle.path / TOKENIZER) if bundle.has(TOKENIZER) else None
     decoder = Decoder(network, config.decoder, tokenizer.size if tokenizer else None)
-    return FastVLM(config, encoder, projector, decoder, tokenizer, side)
+    prefix_bytes, feature_bytes = cache_bytes
+    engine = Engine(decoder, Vision(encoder, projector, feature_bytes), PrefixCache(prefix_bytes))
+    return FastVLM(config, engine, tokenizer, side, _identity(bundle, quantize, kept, encoder))
+
+
+def _identity(bundle: Bundle, quantize: int | None, dtype: mx.Dtype | None, encoder: Encoder | None) -> str:
+    """What the rows that a model computes depend on: its files, the types of its weights, and what encodes."""
+    files = sha256(bundle.path / MANIFEST)
+    return f"{files}, quantize {quantize}, dtype {dtype}, vision {encoder.device if encoder else None}"
 
 
 def warm_up(

@@ -122,6 +122,11 @@ def tokenize(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
+def end_of_turn(tokenizer: Tokenizer) -> list[int]:
+    """Ids between a turn's text and the next turn."""
+    return [tokenizer.special_id(END), *tokenizer.encode("\n")]
+
+
 def expand(ids: Sequence[int], image_tokens: Sequence[int], vocab_size: int) -> tuple[Span, ...]:
     """Turn ids with -200 for images into spans of positions.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -27,6 +28,16 @@ class Tokenizer:
         self._backend.encode_special_tokens = True  # the template's own are put in by their ids
         # Models pad their embedding beyond the tokenizer; the official code cuts it to this many rows.
         self.size = self._backend.get_vocab_size(with_added_tokens=True)
+
+    def same_as(self, other: Tokenizer) -> bool:
+        """Whether an id is the same text in both."""
+        return self.digest == other.digest
+
+    @property
+    def digest(self) -> str:
+        """Of what each id stands for."""
+        vocabulary = sorted(self._backend.get_vocab().items(), key=lambda entry: entry[1])
+        return sha256(repr(vocabulary).encode()).hexdigest()
 
     def special_id(self, token: str) -> int:
         """Id of a special token such as "<|im_end|>".

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
-from typing import IO, TYPE_CHECKING, Literal, TypeAlias, TypedDict, get_args
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, get_args
 
 from fastvlm_mlx.errors import InputError
 
@@ -23,6 +23,9 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 Prompt: TypeAlias = str | Sequence[int]
 
 ASPECTS: tuple[str, ...] = get_args(Aspect)
+BATCH_SIZE = 8  # answers that are decoded together
+PREFILL_STEP = 2048  # positions per pass: attention scores of longer ones take much memory
+KV_BITS = (2, 3, 4, 6, 8)
 IMAGE_TOKEN_ID = -200  # LLaVA's sentinel for "an image stands here" in a list of ids; never in a vocabulary
 
 
@@ -30,11 +33,23 @@ _OPTION_KINDS: dict[str, type | tuple[type, ...]] = {
     "max_tokens": int,
     "top_k": int,
     "seed": int,
+    "kv_bits": int,
+    "kv_group_size": int,
+    "max_kv_size": int,
+    "prefill_step_size": int,
+    "num_draft_tokens": int,
     "temperature": (int, float),
     "top_p": (int, float),
     "min_p": (int, float),
     "repetition_penalty": (int, float),
 }
+
+
+class Draft(Protocol):
+    """What a draft needs to have; a `FastVLM` has it."""
+
+    engine: Any
+    tokenizer: Any
 
 
 class OptionArgs(TypedDict, total=False):
@@ -49,6 +64,13 @@ class OptionArgs(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     ignore_eos: bool
+    kv_bits: int | None
+    kv_group_size: int
+    max_kv_size: int | None
+    prefill_step_size: int
+    progress: Callable[[int, int], object] | None
+    draft: Draft | None
+    num_draft_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +87,16 @@ class GenerationOptions:
         seed: seeds MLX's global generator; None leaves it as it is.
         stop: string or strings that end the answer; they are not part of it.
         ignore_eos: go on past end-of-sequence tokens (for benchmarks).
+        kv_bits: 2, 3, 4, 6 or 8: keep keys and values in that many bits while decoding; the prompt is still
+            prefilled in full width, so the first token is as without.
+        kv_group_size: values that share a scale then: 32, 64 or 128, a divisor of the head's size.
+        max_kv_size: most positions that are kept. The prompt always is; of the answer the latest tokens, so
+            that an endless one needs no more memory.
+        prefill_step_size: most positions per decoder pass, >= 1; longer prompts are prefilled in several.
+        progress: called with the positions that are prefilled, and with all, before, between and after passes.
+        draft: a smaller model with the same tokenizer that proposes tokens, which this one accepts or replaces: a
+            greedy answer stays the same. Not together with a repetition penalty, kv_bits or max_kv_size.
+        num_draft_tokens: how many it proposes at a time, >= 1.
     """
 
     max_tokens: int = 256
@@ -76,6 +108,13 @@ class GenerationOptions:
     seed: int | None = None
     stop: str | Sequence[str] = ()
     ignore_eos: bool = False
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    max_kv_size: int | None = None
+    prefill_step_size: int = PREFILL_STEP
+    progress: Callable[[int, int], object] | None = None
+    draft: Draft | None = None
+    num_draft_tokens: int = 3
 
     def __post_init__(self) -> None:
         """Raise InputError for a value out of range."""
@@ -93,11 +132,20 @@ class GenerationOptions:
             "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
             "repetition_penalty": (self.repetition_penalty is None or self.repetition_penalty > 0, "above 0"),
             "seed": (self.seed is None or 0 <= self.seed < 2**64, "in [0, 2^64)"),
+            "kv_bits": (self.kv_bits in (None, *KV_BITS), f"None or one of {', '.join(map(str, KV_BITS))}"),
+            "kv_group_size": (self.kv_group_size in (32, 64, 128), "32, 64 or 128"),
+            "max_kv_size": (self.max_kv_size is None or self.max_kv_size >= 1, "at least 1"),
+            "prefill_step_size": (self.prefill_step_size >= 1, "at least 1"),
+            "num_draft_tokens": (self.num_draft_tokens >= 1, "at least 1"),
             "stop": (all(isinstance(s, str) and s for s in stop), "made of non-empty strings"),
         }
         for name, (fine, expected) in checks.items():
             if not fine:
                 raise InputError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+        if self.kv_bits and self.max_kv_size:
+            raise InputError("kv_bits and max_kv_size don't go together; choose one")
+        if self.draft and (self.kv_bits or self.max_kv_size or self.repetition_penalty not in (None, 1.0)):
+            raise InputError("a draft doesn't go together with kv_bits, max_kv_size or a repetition penalty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +176,9 @@ class GenerationResult:
         token_ids: every generated id, the one that ended the answer included.
         prompt_tokens: positions in the prompt; an image counts with all its tokens.
         image_tokens: how many of them are image positions.
+        cached_tokens: how many of them were known from earlier prompts, and not computed again.
         generation_tokens: len(token_ids).
-        prompt_tps: prompt positions per second of prefill.
+        prompt_tps: prompt positions that were computed, per second of prefill.
         generation_tps: tokens per second after the first one; 0 for a single token.
         peak_memory: most memory MLX held during the call, in bytes.
         finish_reason: "stop" (end-of-sequence or stop string) or "length".
@@ -141,6 +190,7 @@ class GenerationResult:
     token_ids: tuple[int, ...]
     prompt_tokens: int
     image_tokens: int
+    cached_tokens: int
     generation_tokens: int
     prompt_tps: float
     generation_tps: float

@@ -11,12 +11,11 @@ from PIL import Image
 from fastvlm_bench.accuracy import Answer, Question, Score, ask_all, format_scores, read_questions, score
 from fastvlm_bench.cli import main
 from fastvlm_mlx.errors import InputError
-from support.seeded import SPEAKING
 
 
 @pytest.fixture
 def folder(tmp_path, speaking_model):
-    """Two pictures with two questions each; one of the answers is what the model says."""
+    """Two pictures with two questions each; one of the answers is what the default model says."""
     lines = []
     for name, seed in (("a.png", 1), ("b.png", 2)):
         Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / name)
@@ -28,10 +27,9 @@ def folder(tmp_path, speaking_model):
     return tmp_path
 
 
-def test_scores(folder, capsys, tmp_path, bundle):
+def test_scores(folder, capsys, tmp_path):
     out = tmp_path / "out.json"
-    argv = ["accuracy", str(folder), "--model", str(bundle(SPEAKING)), "--vision", "mlx", "--json", str(out)]
-    assert main(argv) == 0
+    assert main(["accuracy", str(folder), "--vision", "mlx", "--json", str(out)]) == 0
     text = capsys.readouterr().out.splitlines()
     assert [line.split() for line in text] == [
         ["colour", "0.0%", "0", "of", "2"],
@@ -45,17 +43,13 @@ def test_scores(folder, capsys, tmp_path, bundle):
 
 
 def test_answers_are_those_of_generate_and_each_image_is_encoded_once(folder, speaking_model, monkeypatch):
-    encoded = []
-    original = type(speaking_model).encode_image
-
-    def counted(self, image, **options):
-        encoded.append(image.name)
-        return original(self, image, **options)
-
-    monkeypatch.setattr(type(speaking_model), "encode_image", counted)
+    speaking_model.clear_cache()
+    encoder, encoded = speaking_model.engine.vision.encoder, []
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda pixels: encoded.append(len(pixels)) or encode(pixels))
     questions, done = read_questions(folder), []
     answers = list(ask_all(speaking_model, questions, done.append))
-    assert encoded == ["a.png", "b.png"]
+    assert encoded == [1, 1]
     assert sum(done) == 4
     for answer in answers:
         right = speaking_model.generate(answer.question.image, answer.question.prompt, max_tokens=64)

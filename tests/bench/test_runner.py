@@ -35,6 +35,7 @@ def answer(resolution: int, vision: float = 0.004, ttft: float = 0.064) -> Gener
         token_ids=(1, 2, 3),
         prompt_tokens=30,
         image_tokens=(resolution // 64) ** 2,
+        cached_tokens=0,
         generation_tokens=3,
         prompt_tps=1.0,
         generation_tps=15.625,

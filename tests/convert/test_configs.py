@@ -105,13 +105,13 @@ def test_images_are_cut_as_the_config_says(checkpoint, tmp_path, monkeypatch, va
     model = load(converted(checkpoint("tiny"), tmp_path, {"image_aspect_ratio": value}))
     photo = np.random.default_rng(0).integers(0, 256, (100, 150, 3), np.uint8)
     seen: list[np.ndarray] = []
-    encode = model._encoder.encode
+    encode = model.engine.vision.encoder.encode
 
     def watched(pixels: np.ndarray) -> mx.array:
         seen.append(pixels[0])
         return encode(pixels)
 
-    monkeypatch.setattr(model._encoder, "encode", watched)
+    monkeypatch.setattr(model.engine.vision.encoder, "encode", watched)
     model.generate(photo, [1, -200, 2], max_tokens=1)
     model.generate(photo, [1, -200, 2], max_tokens=1, aspect=None)
     list(model.stream(photo, [1, -200, 2], max_tokens=1))
@@ -192,7 +192,10 @@ def test_quantised_sources_of_any_group_size(checkpoint, tmp_path, preset, bits,
     for unpack, tolerance in ((True, 0.0), (False, 1e-5)):
         model = assemble(opened, unpack=unpack)
         assert relative_l2(model.decoder(mx.array([ids])), logits) <= tolerance
-        assert relative_l2(model._projector(features), np.array(right._projector(features))) <= tolerance
+        assert (
+            relative_l2(model.engine.vision.projector(features), np.array(right.engine.vision.projector(features)))
+            <= tolerance
+        )
         assert model.generate(None, ids, max_tokens=12, ignore_eos=True).token_ids == answer
 
 

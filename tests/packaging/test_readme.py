@@ -36,12 +36,14 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What README's examples take for granted: two photos, the pictures of the demo and a checkpoint."""
+    """What README's examples take for granted: two photos, a folder of them, the pictures of the demo and a checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(demo.FOLDER, folder / demo.FOLDER.relative_to(ROOT))
     for name, shown in zip(("photo.jpg", "other.jpg"), demo.PICTURES, strict=False):
         with Image.open(demo.FOLDER / shown.file) as picture:
             picture.save(folder / name)
+    (folder / "photos").mkdir()
+    shutil.copy(folder / "photo.jpg", folder / "photos" / "one.jpg")
     write_checkpoint("tiny", folder / "ckpt")
     commands = folder / "bin"
     commands.mkdir()
@@ -93,14 +95,14 @@ def test_the_answers_beside_the_pictures_are_the_models():
 
 def test_network_examples_parse():
     """They can't run here; their arguments are at least ones that the command knows."""
-    from fastvlm_mlx.cli import build_parser
+    from fastvlm_mlx.cli import make_parser
 
     lines = [block.splitlines()[1] for block in blocks("sh") if block.startswith(NETWORK)]
     assert lines
     for line in lines:
         program, *argv = shlex.split(line)
         assert program == "fastvlm"
-        assert build_parser().parse_args(argv).model == "fastvlm-0.5b"
+        assert make_parser().parse_args(argv).model == "fastvlm-0.5b"
 
 
 def test_make_targets():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from fastvlm_bench.workers.torchvision_operators import declare_torchvision_operators
 from fastvlm_convert.pipeline import convert
 from fastvlm_mlx import FastVLM, load
 from support.layouts import to_apple_mlx, to_mlx_vlm, to_transformers
@@ -68,30 +67,4 @@ def ours(layouts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 def timm_ready() -> None:
     """Make timm and what imports it importable, and comparable."""
     os.environ["TIMM_FUSED_ATTN"] = "0"  # read when timm is imported: attention as plain matmuls
-    _declare_torchvision_operators()
-
-
-def _declare_torchvision_operators() -> None:
-    """Let torchvision be imported beside a CPU build of torch.
-
-    timm imports it for transforms that no test here uses. PyPI's build for Linux wants CUDA's libraries, so
-    beside a CPU build of torch its operators don't load, and the import fails at the first one that it
-    extends. Declared without a body, they are there by name.
-    """
-    import torch
-
-    spec = importlib.util.find_spec("torchvision")
-    assert spec is not None, "run tests/parity/setup.sh"
-    try:
-        torch.ops.load_library(str(Path(str(spec.origin)).parent / "_C.so"))  # as torchvision itself does
-    except OSError:
-        for name in ("nms", "qnms"):
-            _operators().define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-@functools.cache
-def _operators() -> Any:
-    """Kept as long as the process: its declarations go when it goes."""
-    import torch
-
-    return torch.library.Library("torchvision", "DEF")
+    declare_torchvision_operators()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -85,7 +87,7 @@ def test_stats(photo, capsys, bundle):
     assert main([*argv, "--stats", "--max-tokens", "4"]) == 0
     err = capsys.readouterr().err
     for part in (
-        "(16 image)",
+        "(16 image, 0 known)",
         "answer: 4 tokens",
         "vision ",
         "prefill ",
@@ -204,3 +206,32 @@ def test_interrupt(capsys, photo, monkeypatch):
     monkeypatch.setattr("fastvlm_mlx.loading.load", interrupted)
     assert main(["generate", "--image", str(photo)]) == 130
     assert capsys.readouterr().err == "fastvlm: interrupted\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX has a fast BLAS of its own")
+@pytest.mark.parametrize(
+    ("module", "argv"),
+    [
+        ("fastvlm_mlx.cli", ["generate", "--prompt", "Hi", "--max-tokens", "1"]),
+        ("fastvlm_mlx.cli", ["chat", "--max-tokens", "1"]),
+        ("fastvlm_bench.cli", ["--resolution", "64", "--runs", "1", "--warmup", "0", "--max-tokens", "1"]),
+    ],
+)
+def test_openblas_is_loaded_before_mlx(module, argv):
+    """Loaded after MLX it isn't found, and everything takes many times as long."""
+    script = (
+        f"import sys; sys.path[:] = {sys.path!r}\n"
+        "import ctypes\n"
+        "original, found = ctypes.CDLL, []\n"
+        "def spy(name, *rest, **more):\n"
+        "    if name == 'libsome.so': found.append('mlx.core' in sys.modules)\n"
+        "    return original(name, *rest, **more)\n"
+        "ctypes.CDLL = spy\n"
+        f"from {module} import main\n"
+        f"assert main({argv!r}) == 0\n"
+        "print(found[:1], 'mlx.core' in sys.modules)"
+    )
+    variables = os.environ | {"FASTVLM_OPENBLAS": "libsome.so"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=variables, input="", capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[False] True"

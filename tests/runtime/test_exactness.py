@@ -161,8 +161,9 @@ def test_a_stages_time_ends_when_its_values_are_there(model, monkeypatch):
         return sum(worth[name] for name in laps[-1][0])
 
     tiny, prompt = model("tiny"), golden_prompt("tiny", "two images")
-    monkeypatch.setattr(tiny._encoder, "encode", recorded("features", tiny._encoder.encode))
-    monkeypatch.setattr(tiny, "_projector", recorded("embeddings", tiny._projector))
+    tiny.clear_cache()
+    monkeypatch.setattr(tiny.engine.vision.encoder, "encode", recorded("features", tiny.engine.vision.encoder.encode))
+    monkeypatch.setattr(tiny.engine.vision, "projector", recorded("embeddings", tiny.engine.vision.projector))
     monkeypatch.setattr(tiny.decoder, "head", recorded("logits", tiny.decoder.head))
     monkeypatch.setattr(Stopwatch, "lap", lap)
     monkeypatch.setattr(mx, "async_eval", lambda *_: None)  # what has only been started isn't there yet

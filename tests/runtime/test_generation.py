@@ -23,7 +23,7 @@ ASK = "What is this?"
 def test_stop_ids_end_the_answer(model, monkeypatch):
     """The golden answer's third id is made a stop id: two tokens of answer, and the one that ended it."""
     prompt, tiny = golden_prompt("tiny", "one image"), model("tiny")
-    monkeypatch.setattr(tiny, "_stop_ids", {prompt.greedy_ids[2]})
+    monkeypatch.setattr(tiny, "stop_ids", {prompt.greedy_ids[2]})
     result = tiny.generate(prompt.images, prompt.ids, max_tokens=24)
     assert list(result.token_ids) == prompt.greedy_ids[:3]
     assert result.finish_reason == "stop"
@@ -34,8 +34,8 @@ def test_stop_ids_end_the_answer(model, monkeypatch):
 
 def test_all_known_stop_ids_are_heeded(speaking_model, model):
     """The config's, and the tokenizer's ends of turn and of text, whichever of them a config forgets."""
-    assert speaking_model._stop_ids >= {speaking_model.tokenizer.special_id(t) for t in ("<|im_end|>", "<|endoftext|>")}
-    assert set(model("tiny").config.eos_token_ids) <= model("tiny")._stop_ids
+    assert speaking_model.stop_ids >= {speaking_model.tokenizer.special_id(t) for t in ("<|im_end|>", "<|endoftext|>")}
+    assert set(model("tiny").config.eos_token_ids) <= model("tiny").stop_ids
 
 
 def test_stop_strings_end_the_answer(speaking_model):
@@ -131,8 +131,10 @@ def test_the_context_ends_the_answer(model, monkeypatch):
 
 
 def test_timings_add_up(speaking_model):
+    speaking_model.clear_cache()
     result = speaking_model.generate(PHOTO, ASK, max_tokens=8, ignore_eos=True)
     times = result.timings
+    assert result.cached_tokens == 0
     stages = (
         times.preprocess,
         times.vision,
@@ -193,7 +195,7 @@ def test_bad_input_is_found_before_anything_is_computed(speaking_model, monkeypa
     def never(*_: object) -> None:
         raise AssertionError("the encoder ran")
 
-    monkeypatch.setattr(speaking_model._encoder, "encode", never)
+    monkeypatch.setattr(speaking_model.engine.vision.encoder, "encode", never)
     with pytest.raises(PromptError):
         speaking_model.generate(PHOTO, "<image><image>")
     with pytest.raises(PromptError):

@@ -19,7 +19,7 @@ LOGIT_TOLERANCE = 1e-5
 @pytest.mark.parametrize("size", SIZES)
 def test_features(model, preset, size):
     data = golden(preset)
-    found = model(preset)._encoder.encode(data[f"pixels_{size}"][None])
+    found = model(preset).engine.vision.encoder.encode(data[f"pixels_{size}"][None])
     assert found.shape == (1, *data[f"features_{size}"].shape)
     assert relative_l2(found[0], data[f"features_{size}"]) <= FEATURE_TOLERANCE
 

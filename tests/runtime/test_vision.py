@@ -63,7 +63,7 @@ def test_plain_convolutions_give_the_same_features(model, bundle):
 
 def test_a_batch_is_its_images(model):
     data = golden("tiny")
-    encoder = model("tiny")._encoder
+    encoder = model("tiny").engine.vision.encoder
     pixels = np.stack([data["pixels_256x256"], data["pixels_second"]])
     batch = encoder.encode(pixels)
     assert batch.shape == (2, 16, 512)
@@ -74,7 +74,7 @@ def test_a_batch_is_its_images(model):
 @pytest.mark.parametrize("shape", [(1, 1000, 1000, 3), (1, 256, 100, 3), (1, 32, 64, 3)])
 def test_sides_must_be_whole_tokens(model, shape):
     with pytest.raises(ResolutionError, match="multiple of 64"):
-        model("tiny")._encoder.encode(np.zeros(shape, np.uint8))
+        model("tiny").engine.vision.encoder.encode(np.zeros(shape, np.uint8))
 
 
 def test_float16_is_refused(bundle):
@@ -89,7 +89,7 @@ def test_device_says_what_runs(model):
         model("tiny").device
         == f"vision: MLX ({mx.default_device().type.name}), decoder: MLX ({mx.default_device().type.name})"
     )
-    assert isinstance(model("tiny")._encoder, MLXVisionEncoder)
+    assert isinstance(model("tiny").engine.vision.encoder, MLXVisionEncoder)
 
 
 @pytest.mark.parametrize(

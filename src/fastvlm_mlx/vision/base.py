@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import mlx.core as mx
     import numpy as np
 
@@ -15,6 +17,13 @@ class Encoder(Protocol):
     @property
     def device(self) -> str:
         """What really runs it, such as "MLX (cpu)"."""
+
+    @property
+    def runs_beside(self) -> bool:
+        """Whether it leaves MLX's device alone, so that a decoder can run there in the meantime."""
+
+    def begin(self, pixels: np.ndarray) -> Callable[[], mx.array]:
+        """Start to encode, without waiting; the result is `encode`'s, once it is called for. Errors come then."""
 
     def encode(self, pixels: np.ndarray) -> mx.array:
         """Encode a batch of images of one size.

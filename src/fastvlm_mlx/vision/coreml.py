@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
@@ -51,11 +52,17 @@ class CoreMLVisionEncoder:
         # Core ML may read an input after `predict` has returned (coremltools 2827): arrays are kept and filled anew.
         self._arrays: dict[tuple[int, int], np.ndarray] = {}
         self._lock = threading.Lock()  # a Core ML model runs one prediction at a time
+        self._thread: ThreadPoolExecutor | None = None  # predictions wait there, so that MLX's thread goes on
 
     @property
     def device(self) -> str:
         """Core ML and the units it was given."""
         return f"Core ML ({_DEVICES[self._units]})"
+
+    @property
+    def runs_beside(self) -> bool:
+        """Whether it leaves the GPU to MLX."""
+        return "GPU" not in self._units and self._units != "ALL"
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -100,20 +107,29 @@ class CoreMLVisionEncoder:
         self.encode(np.zeros((1, *size, 3), np.uint8))
         return loaded - begin, time.perf_counter() - loaded
 
+    def begin(self, pixels: np.ndarray) -> Callable[[], mx.array]:
+        """Predict in a thread of its own; see `Encoder.begin`. Only the caller's thread touches MLX."""
+        self._thread = self._thread or ThreadPoolExecutor(1, "fastvlm-coreml")
+        features = self._thread.submit(self._encode, pixels)
+        return lambda: mx.array(features.result())
+
     def encode(self, pixels: np.ndarray) -> mx.array:
         """(B, H, W, 3) uint8 -> (B, N, C) float16, one image after another; see `Encoder.encode`."""
+        return mx.array(self._encode(pixels))
+
+    def _encode(self, pixels: np.ndarray) -> np.ndarray:
         size = (pixels.shape[1], pixels.shape[2])
         with self._lock:
             function = self.prepare(size)
-            return mx.stack([self._predict(function, size, image) for image in pixels])
+            return np.stack([self._predict(function, size, image) for image in pixels])
 
-    def _predict(self, function: Function, size: tuple[int, int], image: np.ndarray) -> mx.array:
+    def _predict(self, function: Function, size: tuple[int, int], image: np.ndarray) -> np.ndarray:
         given = image
         if not function.is_image:
             given = self._arrays.setdefault(size, np.empty((1, 3, *size), np.float32))
             np.divide(image.transpose(2, 0, 1)[None], np.float32(255), out=given)
         features = np.asarray(self._open[size]({function.input: given})[function.output])
-        return mx.array(features.astype(np.float16)).reshape(-1, features.shape[-1])
+        return features.astype(np.float16).reshape(-1, features.shape[-1])
 
 
 class FallbackEncoder:
@@ -134,15 +150,28 @@ class FallbackEncoder:
         """What ran last."""
         return self._last.device
 
+    @property
+    def runs_beside(self) -> bool:
+        """Whether what ran last leaves MLX's device alone."""
+        return self._last.runs_beside
+
+    def begin(self, pixels: np.ndarray) -> Callable[[], mx.array]:
+        """See `Encoder.begin`."""
+        begun = self._first.begin(pixels)
+        return lambda: self._finish(begun, pixels)
+
     def encode(self, pixels: np.ndarray) -> mx.array:
         """(B, H, W, 3) uint8 -> (B, N, C); see `Encoder.encode`."""
+        return self._finish(lambda: self._first.encode(pixels), pixels)
+
+    def _finish(self, begun: Callable[[], mx.array], pixels: np.ndarray) -> mx.array:
         try:
-            features = self._first.encode(pixels)
+            features = begun()
         except (EncoderError, ResolutionError) as exc:
             for side in pixels.shape[1:3]:
                 check_side(side)
             if self._second is None:
-                warnings.warn(f"FastViTHD runs in MLX: {exc}", stacklevel=2)
+                warnings.warn(f"FastViTHD runs in MLX: {exc}", stacklevel=3)
                 self._second = self._make_second()
             self._last = self._second
             return self._second.encode(pixels)

@@ -10,6 +10,8 @@ llava/model/multimodal_encoder/mobileclip/mci.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -191,6 +193,15 @@ class MLXVisionEncoder:
     def device(self) -> str:
         """MLX and the device it computes on."""
         return f"MLX ({mx.default_device().type.name})"
+
+    @property
+    def runs_beside(self) -> bool:
+        """No: it shares the device with the decoder."""
+        return False
+
+    def begin(self, pixels: np.ndarray) -> Callable[[], mx.array]:
+        """See `Encoder.begin`; MLX computes nothing before it is asked for."""
+        return lambda: self.encode(pixels)
 
     def encode(self, pixels: np.ndarray) -> mx.array:
         """(B, H, W, 3) uint8 -> (B, N, C); see `Encoder.encode`."""

@@ -1,0 +1,167 @@
+"""Several answers at a time: mlx-lm's continuous batching, fed with prompts that our prefill has read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import mlx.nn as nn
+
+from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.generation import make_chooser, make_processors, make_token_sampler, resident
+from fastvlm_mlx.image import image_list
+from fastvlm_mlx.prompt import check_context
+from fastvlm_mlx.timing import Clock
+
+if TYPE_CHECKING:
+    from fastvlm_mlx.answer import AnswerReader
+    from fastvlm_mlx.model import FastVLM
+    from fastvlm_mlx.pictures import Picture
+    from fastvlm_mlx.prompt import Span
+    from fastvlm_mlx.types import GenerationOptions, GenerationResult, ImageInputs, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question that is ready to be computed.
+
+    Attributes:
+        spans: its positions.
+        pictures: its images.
+    """
+
+    spans: tuple[Span, ...]
+    pictures: list[Picture]
+
+
+def read_requests(
+    model: FastVLM,
+    images: Sequence[ImageInputs],
+    prompts: Prompt | Sequence[Prompt],
+    system: str | None,
+    view: tuple[int, str],
+) -> list[Request]:
+    """Check all questions and identify their images, before anything is computed.
+
+    Args:
+        model: which they are for.
+        images: of each question.
+        prompts: each, or a text for all.
+        system: replaces the default system prompt.
+        view: side in pixels and aspect.
+
+    Raises:
+        InputError: another number of prompts than of images, or what `FastVLM.generate` raises.
+    """
+    each = [prompts] * len(images) if isinstance(prompts, str) else list(cast("Sequence[Prompt]", prompts))
+    if len(each) != len(images):
+        raise InputError(
+            f"there are {len(images)} entries of images and {len(each)} prompts; "
+            "give a prompt for each, or a text for all"
+        )
+    requests = []
+    for shown, prompt in zip(images, each, strict=True):
+        pictures = model.open_images(image_list(shown), *view, Clock())
+        requests.append(Request(model.positions(prompt, [p.tokens for p in pictures], system), pictures))
+    return requests
+
+
+def decode_together(
+    model: FastVLM, requests: Iterator[Request], options: GenerationOptions, batch_size: int
+) -> Iterator[tuple[int, GenerationResult]]:
+    """Answer requests as they come, at most `batch_size` at a time; who is done makes room for the next.
+
+    Args:
+        model: answers.
+        requests: taken one by one, when there is room.
+        options: how to decode, the same for all.
+        batch_size: most answers that are decoded together.
+
+    Yields:
+        The number of a request, from 0, and its result; in the order in which they end.
+
+    Raises:
+        InputError: a batch size below 1, or options that only single answers have.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    if options.kv_bits or options.max_kv_size or options.draft:
+        raise InputError("kv_bits, max_kv_size and draft are for single answers; leave them out, or use generate")
+    with resident(model.decoder):
+        yield from _Batch(model, options, batch_size).run(requests)
+
+
+class _Batch:
+    """The answers that are under way."""
+
+    def __init__(self, model: FastVLM, options: GenerationOptions, size: int) -> None:
+        from mlx_lm.generate import BatchGenerator  # imports transformers, a second or more
+
+        self._model, self._options, self._size = model, options, size
+        self._sampler = make_token_sampler(options, model.decoder.vocab_limit)
+        self._generator = BatchGenerator(
+            cast(nn.Module, model.decoder),
+            sampler=self._sampler,
+            completion_batch_size=size,
+            prefill_batch_size=size,
+        )
+        self._open: dict[int, tuple[int, AnswerReader]] = {}  # by mlx-lm's number: ours, and what reads it
+
+    def run(self, requests: Iterator[Request]) -> Iterator[tuple[int, GenerationResult]]:
+        """See `decode_together`."""
+        if self._options.seed is not None:
+            import mlx.core as mx
+
+            mx.random.seed(self._options.seed)
+        numbered = enumerate(requests)
+        try:
+            while True:
+                while len(self._open) < self._size and (following := next(numbered, None)):
+                    yield from self._begin(*following)
+                if not self._open:
+                    return
+                yield from self._step()
+        finally:
+            self._generator.close()
+
+    def _begin(self, number: int, request: Request) -> Iterator[tuple[int, GenerationResult]]:
+        """Prefill a request and sample its first token; yields its result if that was the last."""
+        model, options, clock = self._model, self._options, self._model.start_clock()
+        room = check_context(request.spans, model.config.context_length)
+        prompt = model.engine.prefill(request.spans, request.pictures, options, clock)
+        model.engine.keep(prompt, [])
+        reader = model.reader(request.spans, prompt.known, options, clock)
+        token = cast(int, make_chooser(model.decoder, prompt.text_ids, options)(prompt.logits).item())
+        reader.add(token)
+        most = min(options.max_tokens, room)
+        if reader.ended or most == 1:
+            yield number, _finished(reader)
+            return
+        (uid,) = self._generator.insert(
+            [[token]],
+            max_tokens=[most - 1],
+            caches=[prompt.cache],
+            all_tokens=[[i for i in prompt.text_ids if i < model.decoder.vocab_limit]],
+            samplers=[self._sampler],
+            logits_processors=[make_processors(options)],
+        )
+        self._open[uid] = number, reader
+
+    def _step(self) -> Iterator[tuple[int, GenerationResult]]:
+        """One decoder step for all; yields the results of those that end."""
+        for response in self._generator.next_generated():
+            number, reader = self._open[response.uid]
+            reader.add(response.token)
+            if not reader.ended and not response.finish_reason:
+                continue
+            if not response.finish_reason:  # it is still in mlx-lm's batch
+                self._generator.remove([response.uid])
+            del self._open[response.uid]
+            yield number, _finished(reader)
+
+
+def _finished(reader: AnswerReader) -> GenerationResult:
+    result = reader.finish().result
+    assert result
+    return result

@@ -1,0 +1,247 @@
+"""A folder of images, one answer each, as lines of JSON: pipelined, and resumable at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastvlm_mlx.errors import DiskSpaceError, ImageError, InputError
+from fastvlm_mlx.types import BATCH_SIZE, GenerationOptions
+
+if TYPE_CHECKING:
+    from fastvlm_mlx.batch import Request
+    from fastvlm_mlx.model import FastVLM
+    from fastvlm_mlx.pictures import Picture
+
+SUFFIXES = frozenset([".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".png", ".tif", ".tiff", ".webp"])
+READERS = 2  # threads that decode and resize, which Pillow does without Python's lock
+_AHEAD = 2  # images that an encoder on other hardware is given before their turn
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is asked about every image; a file of answers belongs to one of these.
+
+    Attributes:
+        prompt: the question.
+        model: name or folder.
+        system: replaces the default system prompt.
+        resolution: side in pixels, None for the model's own.
+        aspect: "pad", "crop", "stretch" or None for the model's own.
+        options: how to decode.
+    """
+
+    prompt: str
+    model: str
+    system: str | None = None
+    resolution: int | None = None
+    aspect: str | None = None
+    options: GenerationOptions = field(default_factory=GenerationOptions)
+
+    @property
+    def record(self) -> dict[str, object]:
+        """What each line repeats of it, so that answers to different questions don't get mixed up."""
+        given = {"system": self.system, "resolution": self.resolution, "aspect": self.aspect}
+        decoding = {name: getattr(self.options, name) for name in ("max_tokens", "temperature", "seed")}
+        return {"prompt": self.prompt, "model": self.model} | {
+            k: v for k, v in (given | decoding).items() if v is not None
+        }
+
+
+def find_images(folder: Path) -> list[str]:
+    """Images in a folder and below it, by their path within it, in order; hidden ones are left out.
+
+    Raises:
+        InputError: no folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give the folder with the images")
+    found = sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise InputError(f"{folder} has no image; known endings are {' '.join(sorted(SUFFIXES))}")
+    return found
+
+
+class AnswerFile:
+    """Lines of JSON, each written at once; what a kill left half-written is cut off when it is opened again.
+
+    Args:
+        path: of the file; made if need be.
+        job: what its lines must be about.
+        shared: others may have it open at the same time, to read.
+
+    Attributes:
+        done: images that have an answer.
+
+    Raises:
+        InputError: it holds something else, or answers to another question, or another process writes to it.
+    """
+
+    def __init__(self, path: Path, job: Job, shared: bool = False) -> None:
+        self.path, self._job = path, job
+        self.done: set[str] = set()
+        self._lines: list[bytes] = []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as exc:
+            raise InputError(f"can't write to {path}: {exc.strerror}; choose another file with -o") from exc
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
+            self._read(path, cut=not shared)
+        except BlockingIOError as exc:
+            os.close(self._file)
+            raise InputError(f"another process writes to {path}; wait for it, or choose another file with -o") from exc
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def add(self, image: str, answer: dict[str, object]) -> None:
+        """Append an answer, in one write."""
+        line = json.dumps({"image": image} | answer | self._job.record, ensure_ascii=False) + "\n"
+        self._write(line.encode())
+        self.done.add(image)
+
+    def take(self, other: AnswerFile) -> None:
+        """Append the answers of another file that this one lacks."""
+        for line in other._lines:
+            image = json.loads(line)["image"]
+            if image not in self.done:
+                self._write(line + b"\n")
+                self.done.add(image)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _write(self, data: bytes) -> None:
+        if os.write(self._file, data) != len(data):
+            raise DiskSpaceError(f"no space left while writing {self.path}; free some space and run it again")
+
+    def _read(self, path: Path, cut: bool) -> None:
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                image = entry.pop("image")
+            except (ValueError, KeyError, AttributeError, TypeError) as exc:
+                raise InputError(f"{path}:{number} is no answer of this command; choose another file with -o") from exc
+            before = {name: entry.get(name) for name in self._job.record}
+            if before != self._job.record:
+                raise InputError(
+                    f"{path} holds answers to something else: {json.dumps(before)}, now it is "
+                    f"{json.dumps(self._job.record)}; choose another file with -o"
+                )
+            self.done.add(image)
+            self._lines.append(line)
+        if cut and len(whole) < len(data):  # only now: it is one of ours
+            os.truncate(path, len(whole))
+
+
+def part_of(out: Path, rank: int) -> Path:
+    """Where one of several processes writes its share."""
+    return out.with_name(f"{out.stem}.rank{rank}{out.suffix}")
+
+
+def merge_parts(out: Path, job: Job) -> None:
+    """Bring the shares of several processes together; also those that were left by a kill.
+
+    Raises:
+        InputError: as `AnswerFile`.
+    """
+    parts = sorted(out.parent.glob(f"{glob.escape(out.stem)}.rank*{glob.escape(out.suffix)}"))
+    with closing(AnswerFile(out, job)) as whole:
+        for path in parts:
+            with closing(AnswerFile(path, job)) as part:
+                whole.take(part)
+            path.unlink()
+
+
+def answer_images(
+    model: FastVLM,
+    folder: Path,
+    names: Sequence[str],
+    job: Job,
+    unreadable: Callable[[str, ImageError], object],
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """Answer for each image, several at a time; images are read in threads, and encoded ahead where that is possible.
+
+    Args:
+        model: answers.
+        folder: where the images are.
+        names: paths within it.
+        job: what to ask, and how.
+        unreadable: called for an image that can't be read, which is then left out.
+        batch_size: answers that are decoded together.
+
+    Yields:
+        A name, and its answer's text, finish reason and number of tokens; in the order in which they end.
+    """
+    from fastvlm_mlx.batch import Request, decode_together
+
+    begun: list[str] = []
+
+    def requests() -> Iterator[Request]:
+        for name, picture in _read_ahead(model, folder, names, job, unreadable, batch_size):
+            begun.append(name)
+            yield Request(model.positions(job.prompt, [picture.tokens], job.system), [picture])
+
+    for number, result in decode_together(model, requests(), job.options, batch_size):
+        answer = {"text": result.text, "finish_reason": result.finish_reason, "tokens": result.generation_tokens}
+        yield begun[number], dict(answer)
+
+
+def _read_ahead(
+    model: FastVLM,
+    folder: Path,
+    names: Sequence[str],
+    job: Job,
+    unreadable: Callable[[str, ImageError], object],
+    batch_size: int,
+) -> Iterator[tuple[str, Picture]]:
+    """Pictures in order, decoded in threads a little ahead of their use."""
+    vision, view = model.engine.vision, model.view(job.resolution, job.aspect)
+    waiting: deque[tuple[str, Future[Picture]]] = deque()
+    rest = iter(names)
+    with ThreadPoolExecutor(READERS, "fastvlm-read") as readers:
+        try:
+            while True:
+                for name in islice(rest, batch_size + _AHEAD - len(waiting)):
+                    waiting.append((name, readers.submit(vision.open, folder / name, *view)))
+                if not waiting:
+                    return
+                name, opened = waiting.popleft()
+                try:
+                    picture = opened.result()
+                except ImageError as exc:
+                    unreadable(name, exc)
+                    continue
+                if vision.runs_beside:
+                    for following in [picture, *(f.result() for _, f in islice(waiting, _AHEAD) if _succeeded(f))]:
+                        vision.begin(following)
+                yield name, picture
+        finally:
+            for _, opened in waiting:
+                opened.cancel()
+
+
+def _succeeded(future: Future[Picture]) -> bool:
+    return future.done() and future.exception() is None

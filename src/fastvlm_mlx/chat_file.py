@@ -1,0 +1,109 @@
+"""A conversation as a file: JSON, with the pictures as the encoder sees them, wherever they came from."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from fastvlm_mlx.chat import Chat, Exchange
+from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.files import write_text
+from fastvlm_mlx.pictures import Picture, picture_of
+
+if TYPE_CHECKING:
+    from fastvlm_mlx.model import FastVLM
+
+FORMAT = 1
+
+
+def write_chat(path: Path, chat: Chat) -> None:
+    """Write a conversation; a file that is there is replaced at once, or not at all."""
+    pictures = {p.digest.hex(): p for p in (*chat.pictures, *chat.unseen, *chat.first)}
+    data = {
+        "fastvlm_chat": FORMAT,
+        "tokenizer": chat.tokenizer_digest,
+        "system": chat.system[0].text if chat.system else "",
+        "overflow": chat.overflow,
+        "exchanges": [
+            {
+                "question": exchange.question,
+                "pictures": _names(exchange.pictures),
+                "asked": exchange.asked,
+                "answer": exchange.answer,
+                "answered": exchange.answered,
+            }
+            for exchange in chat.exchanges
+        ],
+        "unseen": _names(chat.unseen),
+        "first": _names(chat.first),
+        "png": {name: _to_png(picture.make_pixels()) for name, picture in pictures.items()},
+    }
+    write_text(path, json.dumps(data, ensure_ascii=False) + "\n")
+
+
+def read_chat(path: Path, model: FastVLM) -> Chat:
+    """Read a conversation.
+
+    Raises:
+        InputError: no such file, not one of ours, damaged, or of a model with another tokenizer.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise InputError(f"there is no conversation {path}; check the path") from exc
+    except (OSError, ValueError) as exc:
+        raise InputError(f"can't read the conversation {path}: {exc}") from exc
+    if not isinstance(data, dict) or data.get("fastvlm_chat") != FORMAT:
+        raise InputError(f"{path} is no conversation of this version; expected one that Chat.save wrote")
+    try:
+        return _restore(data, model, path)
+    except (KeyError, TypeError, ValueError, OSError) as exc:
+        raise InputError(f"the conversation {path} is damaged ({type(exc).__name__}: {exc}); begin a new one") from exc
+
+
+def _restore(data: dict[str, Any], model: FastVLM, path: Path) -> Chat:
+    chat = Chat(model, system=data["system"], overflow=data["overflow"])
+    if data["tokenizer"] != chat.tokenizer_digest:
+        raise InputError(f"{path} is of a model with another tokenizer; load that model, or begin a new conversation")
+    known = {name: picture_of(_from_png(text)) for name, text in data["png"].items()}
+    if wrong := [name for name, picture in known.items() if picture.digest.hex() != name]:
+        raise ValueError(f"picture {wrong[0]} is another one")
+
+    def pictures(names: Sequence[str]) -> tuple[Picture, ...]:
+        return tuple(known[name] for name in names)
+
+    chat.exchanges = tuple(
+        Exchange(
+            str(entry["question"]),
+            pictures(entry["pictures"]),
+            tuple(map(int, entry["asked"])),
+            str(entry["answer"]),
+            tuple(map(int, entry["answered"])),
+        )
+        for entry in data["exchanges"]
+    )
+    chat.unseen, chat.first = pictures(data["unseen"]), pictures(data["first"])
+    model.expand(chat.token_ids, [picture.tokens for picture in chat.pictures])
+    return chat
+
+
+def _names(pictures: Sequence[Picture]) -> list[str]:
+    return [picture.digest.hex() for picture in pictures]
+
+
+def _to_png(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _from_png(text: str) -> np.ndarray:
+    with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as picture:
+        return np.asarray(picture.convert("RGB"))

@@ -1,0 +1,168 @@
+"""What all ways of asking share: prompts to positions, images to pictures, positions to an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from fastvlm_mlx import prompt as prompts
+from fastvlm_mlx.answer import AnswerReader, read_answer
+from fastvlm_mlx.config import ModelConfig
+from fastvlm_mlx.engine import Engine
+from fastvlm_mlx.errors import PromptError
+from fastvlm_mlx.generation import resident
+from fastvlm_mlx.image import check_view
+from fastvlm_mlx.prompt import Span, Turn
+from fastvlm_mlx.speculation import check_draft, speculate
+from fastvlm_mlx.timing import Clock
+from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.types import GenerationOptions, Piece, Prompt
+
+if TYPE_CHECKING:
+    from fastvlm_mlx.decoder import Decoder
+    from fastvlm_mlx.pictures import Picture
+    from fastvlm_mlx.types import ImageInput
+
+
+class Core:
+    """A loaded model's parts, and what every question goes through.
+
+    Args:
+        config: shapes, stop ids, defaults.
+        engine: the decoder, the vision encoder and what they have computed before.
+        tokenizer: None for a bundle without one, which takes prompts as ids only.
+        resolution: side in pixels of the images that the encoder gets, a multiple of 64.
+        identity: of the weights and their types; what was computed with others doesn't fit.
+
+    Attributes:
+        stop_ids: tokens that end an answer.
+    """
+
+    def __init__(
+        self, config: ModelConfig, engine: Engine, tokenizer: Tokenizer | None, resolution: int, identity: str = ""
+    ) -> None:
+        self.config, self.resolution, self.identity = config, resolution, identity
+        self.engine, self.tokenizer = engine, tokenizer
+        self.stop_ids = set(config.eos_token_ids)
+        if tokenizer:
+            self.stop_ids |= tokenizer.stop_ids(prompts.STOP_TOKENS)
+
+    @property
+    def device(self) -> str:
+        """What runs which part, such as "vision: MLX (gpu), decoder: MLX (gpu)"."""
+        return f"vision: {self.engine.vision.device}, decoder: MLX ({mx.default_device().type.name})"
+
+    @property
+    def decoder(self) -> Decoder:
+        """The language model."""
+        return self.engine.decoder
+
+    def open_images(
+        self, images: Sequence[ImageInput], resolution: int | None, aspect: str | None, clock: Clock
+    ) -> list[Picture]:
+        """Read and identify images; they are encoded when a prompt needs them.
+
+        Arguments and errors as `encode_image`; the time is added to `clock`.
+        """
+        side, aspect = self.view(resolution, aspect)
+        pictures = [self.engine.vision.open(image, side, aspect) for image in images]
+        clock.preprocess += clock.watch.lap()
+        return pictures
+
+    def answer(
+        self, spans: Sequence[Span], pictures: Sequence[Picture], options: GenerationOptions, clock: Clock
+    ) -> Iterator[Piece]:
+        """Compute what no earlier prompt had, and decode: `stream` after the prompt and its images are read.
+
+        Args:
+            spans: what stands where; images count with all their tokens.
+            pictures: of `open_images`.
+            options: how to decode.
+            clock: times of the stages so far.
+
+        Raises:
+            ContextLengthError: the prompt fills the context, or `max_kv_size`. InputError: the draft has another
+                tokenizer, or `kv_group_size` doesn't fit.
+        """
+        room = prompts.check_context(spans, self.config.context_length)
+        engine, draft, most = self.engine, options.draft, min(options.max_tokens, room)
+        if draft:
+            check_draft(self.tokenizer, draft.tokenizer)
+        with resident(self.decoder):
+            prompt = engine.prefill(spans, pictures, options, clock)
+            if draft:
+                drafts = draft.engine
+                tokens = speculate(
+                    engine, prompt, drafts, lambda: drafts.prefill(spans, pictures, options, Clock()), options, most
+                )
+            else:
+                tokens = engine.decode(prompt, options, most)
+            yield from read_answer(engine.keeping(prompt, tokens), self.reader(spans, prompt.known, options, clock))
+
+    def reader(self, spans: Sequence[Span], known: int, options: GenerationOptions, clock: Clock) -> AnswerReader:
+        """What turns the ids of an answer into text and a result.
+
+        Args:
+            spans: the prompt.
+            known: positions that were not computed again.
+            options: say what ends the answer.
+            clock: times of the stages so far.
+        """
+        stops = set() if options.ignore_eos else self.stop_ids
+        counts = (*prompts.count(spans), known)
+        return AnswerReader(self.tokenizer, stops, options.stop, counts, clock, self.device)
+
+    def look(self, spans: Sequence[Span], pictures: Sequence[Picture]) -> None:
+        """Compute and keep the rows of a prompt's beginning ahead of the question; nothing without a cache."""
+        if self.engine.prefixes.max_bytes:
+            with resident(self.decoder):
+                self.engine.look(spans, pictures)
+
+    def tokenize(self, turns: Sequence[Turn]) -> list[int]:
+        """Ids of a conversation in ChatML, -200 for each `<image>` of the user's turns.
+
+        Raises:
+            PromptError: the bundle has no tokenizer.
+        """
+        return prompts.tokenize(turns, self.required_tokenizer())
+
+    def required_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            PromptError: the bundle has none.
+        """
+        if not self.tokenizer:
+            raise PromptError(
+                "this bundle has no tokenizer; give the prompt as token ids, "
+                "or convert a checkpoint with tokenizer files"
+            )
+        return self.tokenizer
+
+    def expand(self, ids: Sequence[int], image_tokens: Sequence[int]) -> tuple[Span, ...]:
+        """Positions of a prompt, checked against images, vocabulary and context; see `prompt.expand`."""
+        spans = prompts.expand(ids, image_tokens, self.config.decoder.vocab_size)
+        prompts.check_context(spans, self.config.context_length)
+        return spans
+
+    def positions(self, prompt: Prompt, image_tokens: Sequence[int], system: str | None) -> tuple[Span, ...]:
+        """What stands where in a prompt, checked; arguments as in `generate`, with the tokens of each image."""
+        if isinstance(prompt, str):
+            return self.expand(self.tokenize(prompts.ask(prompt, len(image_tokens), system)), image_tokens)
+        if prompt is None or isinstance(prompt, bytes):
+            raise PromptError(f"a prompt is a text or a list of token ids, got {type(prompt).__name__}")
+        return self.expand([int(token) for token in prompt], image_tokens)
+
+    @staticmethod
+    def start_clock() -> Clock:
+        """Start the measurements of an answer: time, and the peak of memory."""
+        mx.reset_peak_memory()
+        return Clock()
+
+    def view(self, resolution: int | None, aspect: str | None) -> tuple[int, str]:
+        """Side and aspect of a call, checked; the model's own where none is given."""
+        view = (self.resolution if resolution is None else resolution, aspect or self.config.aspect)
+        check_view(*view)
+        return view

@@ -1,0 +1,74 @@
+"""Speculative decoding: a smaller model proposes tokens, one pass of the larger one accepts or replaces them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.generation import make_chooser, make_token_sampler
+
+if TYPE_CHECKING:
+    from fastvlm_mlx.engine import Engine, Prefilled
+    from fastvlm_mlx.tokenizer import Tokenizer
+    from fastvlm_mlx.types import GenerationOptions
+
+
+def check_draft(tokenizer: Tokenizer | None, drafts: Tokenizer | None) -> None:
+    """Raise InputError unless two models mean the same by an id."""
+    if tokenizer is None or drafts is None or not tokenizer.same_as(drafts):
+        raise InputError("a draft needs the same tokenizer as the model; choose a smaller model of the same family")
+
+
+def speculate(
+    engine: Engine,
+    prompt: Prefilled,
+    drafts: Engine,
+    prefill_draft: Callable[[], Prefilled],
+    options: GenerationOptions,
+    max_tokens: int,
+) -> Generator[int, None, None]:
+    """Sample tokens as `generation.generate_tokens` does; the greedy ones are the same.
+
+    The draft sees the prompt once the first token is out, so that this one doesn't wait for it.
+
+    Args:
+        engine: of the model that decides.
+        prompt: what it has seen.
+        drafts: of the model that proposes.
+        prefill_draft: lets it see the same.
+        options: how to sample, and how many tokens to propose at a time.
+        max_tokens: most tokens to yield, >= 1.
+
+    Yields:
+        Token ids. When it ends or is closed, the caches hold no row of a token that was not yielded.
+    """
+    if options.seed is not None:
+        mx.random.seed(options.seed)
+    first = make_chooser(engine.decoder, prompt.text_ids, options)(prompt.logits)
+    taken = [cast(int, first.item())]
+    yield taken[0]
+    if max_tokens == 1:
+        return
+    from mlx_lm.generate import speculative_generate_step  # imports transformers, a second or more
+
+    seen = prefill_draft()
+    steps = speculative_generate_step(
+        first,
+        cast(nn.Module, engine.decoder),
+        cast(nn.Module, drafts.decoder),
+        num_draft_tokens=options.num_draft_tokens,
+        max_tokens=max_tokens - 1,
+        sampler=make_token_sampler(options, engine.decoder.vocab_limit),
+        prompt_cache=[*prompt.cache, *seen.cache],
+    )
+    try:
+        for token, _, _ in steps:
+            taken.append(int(token))
+            yield taken[-1]
+    finally:
+        steps.close()  # trims the rows of proposals that were not accepted
+        drafts.keep(seen, taken)

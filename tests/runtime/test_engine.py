@@ -1,0 +1,342 @@
+"""Work is counted, not timed: what an earlier prompt had isn't computed again, and nothing else changes."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastvlm_mlx import load, pictures
+from fastvlm_mlx.cache import PrefixCache
+from fastvlm_mlx.engine import Engine, _kept_as_asked
+from fastvlm_mlx.errors import ContextLengthError, InputError
+from fastvlm_mlx.mlx_lm_parts import KVCache
+from fastvlm_mlx.model import FastVLM
+from fastvlm_mlx.pictures import Vision
+from fastvlm_mlx.timing import Clock
+from fastvlm_mlx.types import GenerationOptions
+from support.seeded import golden_prompt, relative_l2
+from support.work import counted
+
+RED, BLUE = (np.full((64, 48, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+GREEDY = {"max_tokens": 5, "ignore_eos": True, "resolution": 128}  # 4 tokens an image
+LOGITS = 1e-4  # relative: float32, rows of one pass against those of several; measured <= 4e-6
+BEFORE, AFTER = [5, 6, 7], [8, 9]
+
+
+@pytest.fixture
+def tiny(model):
+    fresh = model("tiny")
+    fresh.clear_cache()
+    return fresh
+
+
+def test_a_first_question_is_one_encode_one_pass_and_one_row_of_the_head(tiny):
+    with counted(tiny) as work:
+        result = tiny.generate(RED, [*BEFORE, -200, *AFTER], **GREEDY)
+    assert (work.images, work.passes, work.head_rows) == (1, [9], 1)
+    assert (result.prompt_tokens, result.image_tokens, result.cached_tokens) == (9, 4, 0)
+
+
+def test_a_second_question_is_its_own_positions(tiny, forgetful):
+    tiny.generate(RED, [*BEFORE, -200, *AFTER], **GREEDY)
+    for ids, new in (([8, 7, 7], 2), ([11], 1), ([*AFTER, 3], 1), (AFTER, 1)):
+        with counted(tiny) as work:
+            result = tiny.generate(RED, [*BEFORE, -200, *ids], **GREEDY)
+        right = forgetful(tiny).generate(RED, [*BEFORE, -200, *ids], **GREEDY)
+        assert result.token_ids == right.token_ids
+        assert (work.images, work.rows, work.head_rows) == (0, new, 1)
+        assert result.cached_tokens == result.prompt_tokens - work.rows
+
+
+def test_an_answer_is_part_of_what_is_known(tiny):
+    first = tiny.generate(RED, [*BEFORE, -200, *AFTER], **GREEDY)
+    with counted(tiny) as work:
+        tiny.generate(RED, [*BEFORE, -200, *AFTER, *first.token_ids[:4], 12], **GREEDY)
+    assert (work.images, work.passes) == (0, [1])
+
+
+def test_another_picture_shares_the_text_before_it(tiny):
+    tiny.generate(RED, [*BEFORE, -200, *AFTER], **GREEDY)
+    with counted(tiny) as work:
+        tiny.generate(BLUE, [*BEFORE, -200, *AFTER], **GREEDY)
+    assert (work.images, work.passes) == (1, [6])
+
+
+def test_a_known_picture_in_another_place_is_not_encoded_again(tiny, forgetful):
+    tiny.generate(RED, [*BEFORE, -200, *AFTER], **GREEDY)
+    with counted(tiny) as work:
+        result = tiny.generate([BLUE, RED], [4, -200, -200, *AFTER], **GREEDY)
+    assert (work.images, work.passes) == (1, [11])
+    assert result.token_ids == forgetful(tiny).generate([BLUE, RED], [4, -200, -200, *AFTER], **GREEDY).token_ids
+
+
+def test_the_same_picture_twice_is_encoded_once(tiny):
+    with counted(tiny) as work:
+        tiny.generate([RED, RED], [4, -200, 5, -200], **GREEDY)
+    assert (work.images, work.passes) == (1, [10])
+
+
+@pytest.mark.parametrize("change", [{"resolution": 192}, {"aspect": "stretch"}, {"aspect": "crop"}])
+def test_another_view_of_a_picture_is_another_picture(tiny, change):
+    photo = np.random.default_rng(0).integers(0, 256, (90, 64, 3), np.uint8)
+    tiny.generate(photo, [*BEFORE, -200, *AFTER], **GREEDY)
+    with counted(tiny) as work:
+        result = tiny.generate(photo, [*BEFORE, -200, *AFTER], **GREEDY | change)
+    assert work.images == 1
+    assert result.cached_tokens == len(BEFORE)
+
+
+def test_pictures_are_known_by_their_content(tiny, tmp_path):
+    path = tmp_path / "red.png"
+    Image.fromarray(RED).save(path)
+    tiny.generate(RED, [*BEFORE, -200, *AFTER], **GREEDY)
+    with counted(tiny) as work:
+        for same in (path, str(path), path.read_bytes(), Image.open(path)):
+            tiny.generate(same, [*BEFORE, -200, *AFTER], **GREEDY)
+    assert work.images == 0
+    Image.fromarray(BLUE).save(path)  # another picture under the same name
+    with counted(tiny) as work:
+        tiny.generate(path, [*BEFORE, -200, *AFTER], **GREEDY)
+    assert work.images == 1
+
+
+def test_a_file_that_is_known_is_not_decoded_again(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "red.png"
+    Image.fromarray(RED).save(path)
+    tiny.generate(path, [*BEFORE, -200, *AFTER], **GREEDY)
+    monkeypatch.setattr(pictures, "open_bytes", None)
+    assert tiny.generate(path, [*BEFORE, -200, 3], **GREEDY).timings.vision == 0
+
+
+def test_golden_ids_through_the_caches(tiny):
+    for kind in ("one image", "two images", "text", "two images", "one image"):
+        prompt = golden_prompt("tiny", kind)
+        for _ in range(2):
+            with counted(tiny) as work:
+                result = tiny.generate(prompt.images, prompt.ids, max_tokens=24, ignore_eos=True)
+            assert list(result.token_ids) == prompt.greedy_ids
+            assert relative_l2(work.logits[0][0], prompt.first_logits) <= LOGITS
+        assert work.rows == 1
+
+
+def test_prefill_in_steps_reports_its_progress(tiny):
+    for step, said in ((4, [(0, 9), (4, 9), (8, 9), (9, 9)]), (100, [(0, 9), (9, 9)])):
+        tiny.clear_cache()
+        seen: list[tuple[int, int]] = []
+        options = GREEDY | {"prefill_step_size": step, "progress": lambda done, of, seen=seen: seen.append((done, of))}
+        ids = tiny.generate(RED, [*BEFORE, -200, *AFTER], **options).token_ids
+        assert seen == said
+        seen.clear()
+        again = tiny.generate(RED, [*BEFORE, -200, 3], **options)
+        assert seen == [(7, 8), (8, 8)]
+        assert again.cached_tokens == 7
+    tiny.clear_cache()
+    assert tiny.generate(RED, [*BEFORE, -200, *AFTER], **GREEDY).token_ids == ids
+
+
+def test_switched_off(bundle):
+    bare = load(bundle("tiny"), prefix_cache_bytes=0, feature_cache_bytes=0)
+    for _ in range(2):
+        with counted(bare) as work:
+            assert bare.generate(RED, [*BEFORE, -200, *AFTER], **GREEDY).cached_tokens == 0
+        assert (work.images, work.passes) == (1, [9])
+    assert (bare.engine.prefixes.nbytes, bare.engine.vision.cache.nbytes) == (0, 0)
+    for wrong in ({"prefix_cache_bytes": -1}, {"feature_cache_bytes": -1}):
+        with pytest.raises(InputError, match="must be 0"):
+            load(bundle("tiny"), **wrong)
+
+
+def test_features_are_kept_within_their_bound(tiny):
+    one = tiny.encode_image(RED, resolution=128)
+    size = one.features.nbytes + one.embeddings.nbytes
+    vision = Vision(tiny.engine.vision.encoder, tiny.engine.vision.projector, 2 * size)
+    small = FastVLM(tiny.config, Engine(tiny.decoder, vision, PrefixCache(0)), None, 128)
+    green = np.full((64, 48, 3), (0, 255, 0), np.uint8)
+    with counted(small) as work:
+        for image in (RED, BLUE, RED, green, RED, BLUE):  # BLUE was used longest ago when green came
+            small.encode_image(image)
+            assert vision.cache.nbytes <= 2 * size
+    assert work.images == 4
+
+
+def test_a_stopped_answer_leaves_right_rows(tiny, forgetful):
+    stream = tiny.stream(RED, [*BEFORE, -200, *AFTER], **GREEDY | {"max_tokens": 20})
+    said = [next(stream).token_id for _ in range(3)]
+    stream.close()
+    with counted(tiny) as work:
+        result = tiny.generate(RED, [*BEFORE, -200, *AFTER, *said, 1], **GREEDY)
+    assert work.rows == 1
+    assert result.token_ids == forgetful(tiny).generate(RED, [*BEFORE, -200, *AFTER, *said, 1], **GREEDY).token_ids
+
+
+def test_two_answers_at_a_time(tiny, forgetful):
+    prompts = ([*BEFORE, -200, *AFTER], [*BEFORE, -200, 3, 3])
+    streams = [tiny.stream(RED, ids, **GREEDY) for ids in prompts]
+    pieces = [[next(stream) for stream in streams] for _ in range(6)][-1]
+    for piece, ids in zip(pieces, prompts, strict=True):
+        assert piece.result.token_ids == forgetful(tiny).generate(RED, ids, **GREEDY).token_ids
+
+
+class Beside:
+    """An encoder on hardware of its own: works in a thread, once it may."""
+
+    device, runs_beside = "a machine beside", True
+
+    def __init__(self, encoder):
+        self._encoder, self.log, self.go = encoder, [], threading.Event()
+
+    def begin(self, pixels):
+        self.log.append("begin")
+        return lambda: self.encode(pixels)
+
+    def encode(self, pixels):
+        self.log.append("encode")
+        return self._encoder.encode(pixels)
+
+
+def test_text_before_an_image_is_prefilled_while_it_is_encoded(tiny, forgetful, monkeypatch):
+    encoder = Beside(tiny.engine.vision.encoder)
+    vision = Vision(encoder, tiny.engine.vision.projector, 1 << 20)
+    beside = FastVLM(tiny.config, Engine(tiny.decoder, vision, PrefixCache(1 << 20)), None, 128)
+    hidden = tiny.decoder.hidden
+    monkeypatch.setattr(
+        tiny.decoder, "hidden", lambda rows, cache: encoder.log.append(rows.shape[1]) or hidden(rows, cache)
+    )
+    ids = [*BEFORE, -200, 4, -200, *AFTER]
+    result = beside.generate([RED, BLUE], ids, **GREEDY)
+    assert encoder.log == [3, "begin", "begin", "encode", "encode", 11]
+    encoder.log.clear()
+    again = beside.generate([RED, BLUE, RED], [*ids, -200], **GREEDY)
+    assert encoder.log == [4 + 5 - 5]
+    assert again.cached_tokens == 14
+    encoder.log.clear()
+    beside.generate([RED, np.zeros_like(RED)], [1, -200, 2, -200], **GREEDY)
+    assert encoder.log == [6, "begin", "encode", 4], "known pictures before the new one are prefilled, too"
+    monkeypatch.undo()
+    assert result.token_ids == forgetful(tiny).generate([RED, BLUE], ids, **GREEDY).token_ids
+
+
+def test_quantised_keys_and_values(tiny):
+    """The first token is that of full width; later ones see rows that are off by the width's rounding."""
+    plain = tiny.generate(RED, [*BEFORE, -200, *AFTER], **GREEDY)
+    for bits in (8, 4):
+        options = GREEDY | {"kv_bits": bits, "kv_group_size": 32}
+        result = tiny.generate(RED, [*BEFORE, -200, *AFTER], **options)
+        assert result.token_ids[0] == plain.token_ids[0]
+        again = tiny.generate(RED, [*BEFORE, -200, *AFTER], **options)
+        assert again.token_ids == result.token_ids
+        assert again.cached_tokens == 8
+    with pytest.raises(InputError, match="doesn't divide"):
+        tiny.generate(RED, [1, -200], **GREEDY | {"kv_bits": 4, "kv_group_size": 128})
+    for wrong in ({"kv_bits": 5}, {"kv_group_size": 7}, {"max_kv_size": 0}, {"kv_bits": 4, "max_kv_size": 50}):
+        with pytest.raises(InputError):
+            tiny.generate(RED, [1, -200], **GREEDY | wrong)
+
+
+def test_quantised_rows_are_the_rows_rounded(tiny):
+    """One decode step on 8 bits against the same step on the rows as `mx.dequantize` gives them."""
+    keys = tiny.decoder.embed(range(40))[None]
+    cache = tiny.decoder.new_cache()
+    tiny.decoder.hidden(keys, cache)
+    options = GenerationOptions(kv_bits=8, kv_group_size=32)
+    rounded = []
+    for entry in _kept_as_asked(cache, options):
+        plain = KVCache()
+        plain.update_and_fetch(
+            *(mx.dequantize(*rows, group_size=32, bits=8)[:, :, :40] for rows in (entry.keys, entry.values))
+        )
+        rounded.append(plain)
+    token = mx.array([[7]])
+    full = tiny.decoder(token, cache)
+    found, right = tiny.decoder(token, _kept_as_asked(_trimmed(cache), options)), tiny.decoder(token, rounded)
+    assert relative_l2(found, np.array(full)) <= 5e-2
+    assert relative_l2(found, np.array(full)) > 1e-5, "it isn't full width"
+    # the new row itself is rounded in one and not in the other
+    assert relative_l2(found, np.array(right)) <= 2e-2
+
+
+def _trimmed(cache):
+    for entry in cache:
+        entry.trim(1)
+    return cache
+
+
+def test_a_bounded_cache_keeps_the_prompt_and_the_latest_tokens(tiny):
+    ids, most = [*BEFORE, -200, *AFTER], 30
+    plain = tiny.generate(RED, ids, **GREEDY | {"max_tokens": most})
+    enough = tiny.generate(RED, ids, **GREEDY | {"max_tokens": most, "max_kv_size": 9 + most})
+    assert enough.token_ids == plain.token_ids
+    tight = tiny.generate(RED, ids, **GREEDY | {"max_tokens": most, "max_kv_size": 16})
+    assert tight.token_ids[:8] == plain.token_ids[:8]
+    assert tight.token_ids == windowed(tiny, ids, most, 16)
+    with pytest.raises(ContextLengthError, match="max_kv_size is 9"):
+        tiny.generate(RED, ids, **GREEDY | {"max_kv_size": 9})
+
+
+class Windowed(KVCache):
+    """The same, slowly: before a row comes that is too many, the oldest one after the prompt is cut out."""
+
+    def __init__(self, entry, size):
+        super().__init__()
+        self.offset, self.kept, self.most = entry.offset, entry.offset, size
+        self.keys, self.values = (rows[:, :, : entry.offset] for rows in (entry.keys, entry.values))
+
+    def update_and_fetch(self, keys, values):
+        self.keys, self.values = self._with(self.keys, keys), self._with(self.values, values)
+        self.offset += 1
+        return self.keys, self.values
+
+    def _with(self, rows, new):
+        if rows.shape[2] == self.most:
+            rows = mx.concatenate([rows[:, :, : self.kept], rows[:, :, self.kept + 1 :]], axis=2)
+        return mx.concatenate([rows, new], axis=2)
+
+
+def windowed(model, ids, most, size):
+    spans = model.expand(ids, [4])
+    prompt = model.engine.prefill(spans, model.open_images([RED], 128, "pad", Clock()), GenerationOptions(), Clock())
+    cache = [Windowed(entry, size) for entry in prompt.cache]
+    taken = [int(mx.argmax(prompt.logits).item())]
+    while len(taken) < most:
+        taken.append(int(mx.argmax(model.decoder(mx.array([taken[-1:]]), cache)).item()))
+    return tuple(taken)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_random_questions_equal_those_from_scratch(model, forgetful, seed):
+    """Questions, one picture or two, anywhere, in any order, with caches so small that much is dropped."""
+    dice, tiny = random.Random(seed), model("tiny")
+    rows = 2 * sum(k.nbytes for k, _ in _some_rows(tiny))
+    vision = Vision(tiny.engine.vision.encoder, tiny.engine.vision.projector, dice.choice((0, 20_000, 1 << 20)))
+    prefixes = PrefixCache(dice.choice((0, 10, 25, 60, 10_000)) * rows)
+    cached = FastVLM(tiny.config, Engine(tiny.decoder, vision, prefixes), None, 128)
+    several = [RED, BLUE, np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)]
+    history: list[tuple[list[int], list[int]]] = [([], [])]
+    for _ in range(4):
+        shown, ids = map(list, dice.choice(history))
+        ids = ids[: dice.randrange(len(ids) + 1)] if dice.random() < 0.3 else ids
+        shown = shown[: ids.count(-200)]
+        for _ in range(dice.randrange(3 if len(shown) < 2 else 1)):
+            shown.append(dice.randrange(3))
+            ids += [dice.randrange(10) for _ in range(dice.randrange(3))] + [-200]
+        ids += [dice.randrange(10) for _ in range(dice.randrange(1, 5))]
+        images, options = [several[index] for index in shown], {"max_tokens": 3, "ignore_eos": True}
+        with counted(cached) as found:
+            result = cached.generate(images, ids, **options)
+        with counted(forgetful(tiny)) as scratch:
+            right = forgetful(tiny).generate(images, ids, **options | {"resolution": 128})
+        assert result.token_ids == right.token_ids
+        assert relative_l2(found.logits[0], np.array(scratch.logits[0], np.float64)) <= LOGITS
+        assert prefixes.nbytes <= prefixes.max_bytes
+        history.append((shown, [*ids, *result.token_ids[: dice.randrange(4)]]))
+
+
+def _some_rows(model):
+    cache = model.decoder.new_cache()
+    model.decoder.hidden(model.decoder.embed([1])[None], cache)
+    return [(entry.keys[:, :, :1], entry.values) for entry in cache]
