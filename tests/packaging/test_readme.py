@@ -36,7 +36,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What README's examples take for granted: two photos, a folder of them, the pictures of the demo and a checkpoint."""
+    """What README's examples take for granted: photos, a folder of them, the pictures of the demo, a checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(demo.FOLDER, folder / demo.FOLDER.relative_to(ROOT))
     for name, shown in zip(("photo.jpg", "other.jpg"), demo.PICTURES, strict=False):
