@@ -11,11 +11,12 @@ from PIL import Image
 from fastvlm_bench.accuracy import Answer, Question, Score, ask_all, format_scores, read_questions, score
 from fastvlm_bench.cli import main
 from fastvlm_mlx.errors import InputError
+from support.seeded import SPEAKING
 
 
 @pytest.fixture
 def folder(tmp_path, speaking_model):
-    """Two pictures with two questions each; one of the answers is what the default model says."""
+    """Two pictures with two questions each; one of the answers is what the model says."""
     lines = []
     for name, seed in (("a.png", 1), ("b.png", 2)):
         Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / name)
@@ -27,9 +28,10 @@ def folder(tmp_path, speaking_model):
     return tmp_path
 
 
-def test_scores(folder, capsys, tmp_path):
+def test_scores(folder, capsys, tmp_path, bundle):
     out = tmp_path / "out.json"
-    assert main(["accuracy", str(folder), "--vision", "mlx", "--json", str(out)]) == 0
+    argv = ["accuracy", str(folder), "--model", str(bundle(SPEAKING)), "--vision", "mlx", "--json", str(out)]
+    assert main(argv) == 0
     text = capsys.readouterr().out.splitlines()
     assert [line.split() for line in text] == [
         ["colour", "0.0%", "0", "of", "2"],
