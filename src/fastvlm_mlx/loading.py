@@ -52,6 +52,7 @@ def load(
     local_files_only: bool = False,
     prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     feature_cache_bytes: int = FEATURE_CACHE_BYTES,
+    warm: bool = False,
 ) -> FastVLM:
     """Load a model.
 
@@ -75,6 +76,8 @@ def load(
         prefix_cache_bytes: most memory for keys and values of earlier prompts and answers, so that what a prompt
             has in common with one of them isn't computed again; 0 keeps none.
         feature_cache_bytes: most memory for the features of earlier images; 0 keeps none.
+        warm: answer a question about a black image now, so that the first one of yours doesn't wait for weights to
+            be read, kernels to be compiled and Core ML to be loaded.
 
     Raises:
         BundleError, ConfigError, WeightsError: the bundle can't be used. HubError: the hub can't.
@@ -91,7 +94,7 @@ def load(
     for name, size in (("prefix_cache_bytes", prefix_cache_bytes), ("feature_cache_bytes", feature_cache_bytes)):
         if size < 0:
             raise InputError(f"{name} must be 0 (off) or more, got {size}")
-    return assemble(
+    loaded = assemble(
         bundle,
         vision,
         resolution,
@@ -101,6 +104,9 @@ def load(
         compute_units,
         cache_bytes=(prefix_cache_bytes, feature_cache_bytes),
     )
+    if warm:
+        loaded.warm_up()
+    return loaded
 
 
 def assemble(

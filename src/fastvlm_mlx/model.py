@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import mlx.core as mx
+import numpy as np
 
 from fastvlm_mlx.answer import last_result
 from fastvlm_mlx.config import DOWNSAMPLING
@@ -16,6 +17,7 @@ from fastvlm_mlx.image import image_list
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.types import (
     BATCH_SIZE,
+    IMAGE_TOKEN_ID,
     GenerationOptions,
     GenerationResult,
     ImageFeatures,
@@ -167,6 +169,13 @@ class FastVLM(Core):
         from fastvlm_mlx.prefix_file import read_prefixes
 
         return read_prefixes(Path(path), self.engine.prefixes, self.identity)
+
+    def warm_up(self) -> None:
+        """Compute everything once, on a black image, and keep nothing of it."""
+        side = self.resolution
+        image = None if self.engine.vision.encoder is None else np.zeros((side, side, 3), np.uint8)
+        self.generate(image, [0] if image is None else [IMAGE_TOKEN_ID, 0], max_tokens=2, ignore_eos=True)
+        self.clear_cache()
 
     def clear_cache(self) -> None:
         """Forget earlier prompts, answers and images, and give back their memory."""

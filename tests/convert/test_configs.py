@@ -102,7 +102,8 @@ def test_aspect_of_transformers(nested):
 
 @pytest.mark.parametrize(("value", "aspect"), [(None, "crop"), ("pad", "pad")])
 def test_images_are_cut_as_the_config_says(checkpoint, tmp_path, monkeypatch, value, aspect):
-    model = load(converted(checkpoint("tiny"), tmp_path, {"image_aspect_ratio": value}))
+    bundle = converted(checkpoint("tiny"), tmp_path, {"image_aspect_ratio": value})
+    model = load(bundle, prefix_cache_bytes=0, feature_cache_bytes=0)  # every call encodes
     photo = np.random.default_rng(0).integers(0, 256, (100, 150, 3), np.uint8)
     seen: list[np.ndarray] = []
     encode = model.engine.vision.encoder.encode
@@ -116,7 +117,7 @@ def test_images_are_cut_as_the_config_says(checkpoint, tmp_path, monkeypatch, va
     model.generate(photo, [1, -200, 2], max_tokens=1, aspect=None)
     list(model.stream(photo, [1, -200, 2], max_tokens=1))
     model.encode_image(photo)
-    model.chat(photo)
+    model.batch([photo], [[1, -200, 2]], max_tokens=1)
     cuts = {name: preprocess(photo, 256, name) for name in ("pad", "crop", "stretch")}
     assert [[name for name in cuts if np.array_equal(pixels, cuts[name])] for pixels in seen] == [[aspect]] * 5
     seen.clear()

@@ -151,6 +151,20 @@ def test_switched_off(bundle):
             load(bundle("tiny"), **wrong)
 
 
+def test_warm_at_load(bundle, monkeypatch):
+    work = []
+    from_file = FastVLM.generate
+
+    def watched(self, image, ids, **options):
+        work.append((image.shape, ids))
+        return from_file(self, image, ids, **options)
+
+    monkeypatch.setattr(FastVLM, "generate", watched)
+    warm = load(bundle("tiny"), resolution=128, warm=True)
+    assert work == [((128, 128, 3), [-200, 0])]
+    assert (warm.engine.prefixes.nbytes, warm.engine.vision.cache.nbytes) == (0, 0)
+
+
 def test_features_are_kept_within_their_bound(tiny):
     one = tiny.encode_image(RED, resolution=128)
     size = one.features.nbytes + one.embeddings.nbytes
