@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -111,6 +112,17 @@ def test_a_file_that_is_known_is_not_decoded_again(tiny, tmp_path, monkeypatch):
     tiny.generate(path, [*BEFORE, -200, *AFTER], **GREEDY)
     monkeypatch.setattr(pictures, "open_bytes", None)
     assert tiny.generate(path, [*BEFORE, -200, 3], **GREEDY).timings.vision == 0
+
+
+def test_a_huge_file_is_not_read_whole(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "red.png"
+    Image.fromarray(RED).save(path)
+    right = tiny.generate(path, [*BEFORE, -200, *AFTER], **GREEDY)
+    monkeypatch.setattr(pictures, "_LARGEST_FILE", 10)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    with counted(tiny) as work:
+        assert tiny.generate(path, [*BEFORE, -200, *AFTER], **GREEDY).token_ids == right.token_ids
+    assert work.images == 0, "its pixels tell that it is known"
 
 
 def test_golden_ids_through_the_caches(tiny):
