@@ -83,7 +83,8 @@ def _measure(args: argparse.Namespace, plan: Plan) -> Report:
 
     from fastvlm_mlx.loading import load
 
-    model = load(args.model, vision=args.vision, quantize=args.quantize)
+    # Every run is a first question: what the run before has computed would hide the stages that are to be measured.
+    model = load(args.model, vision=args.vision, quantize=args.quantize, prefix_cache_bytes=0, feature_cache_bytes=0)
     if not plan.resolutions:
         plan = dataclasses.replace(plan, resolutions=(model.resolution,))
     ask = question(model, args.image or sample_photo(), plan)
@@ -103,11 +104,4 @@ def _measure(args: argparse.Namespace, plan: Plan) -> Report:
 
 def _resolutions(text: str | None) -> tuple[int, ...]:
     """Read the text of --resolution; none gives ()."""
-    if text is None:
-        return ()
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as exc:
-        raise InputError(
-            f"--resolution takes one number of pixels or several with commas between, got {text!r}"
-        ) from exc
+    return () if text is None else compare.parse_sides(text)

@@ -89,7 +89,7 @@ def make_optimizer(parts: Mapping[str, nn.Module], stage: Stage) -> optim.AdamW:
         matrices = [p for n, p in named if p.ndim >= 2 and "layer_scale" not in n]
         groups.append({"params": matrices, "lr": rate, "peak": rate, "weight_decay": WEIGHT_DECAY})
         groups.append({"params": scales, "lr": rate, "peak": rate, "weight_decay": 0.0})
-    return optim.AdamW(groups, betas=(0.9, 0.98))
+    return optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
 def set_rate(optimizer: optim.Optimizer, factor: float) -> None:

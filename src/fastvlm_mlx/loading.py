@@ -83,30 +83,29 @@ def load(
         BundleError, ConfigError, WeightsError: the bundle can't be used. HubError: the hub can't.
         InputError, ResolutionError: an argument is out of range. EncoderError: `vision` can't run here.
     """
+    _check(vision, quantize, resolution, prefix_cache_bytes, feature_cache_bytes)
+    prepare_cpu()
+    bundle = Bundle.open(hub.resolve(model, revision=revision, local_files_only=local_files_only))
+    caches = prefix_cache_bytes, feature_cache_bytes
+    loaded = assemble(bundle, vision, resolution, quantize, dtype, vision_dtype, compute_units, cache_bytes=caches)
+    if warm:
+        loaded.warm_up()
+    return loaded
+
+
+def _check(
+    vision: str, quantize: int | None, resolution: int | None, prefix_cache_bytes: int, feature_cache_bytes: int
+) -> None:
+    """Raise InputError or ResolutionError for arguments out of range, before anything is downloaded."""
     if vision not in ("auto", "coreml", "mlx"):
         raise InputError(f"vision must be auto, coreml or mlx, got {vision!r}")
     if quantize is not None and quantize not in QUANTIZED_BITS:
         raise InputError(f"quantize must be one of {', '.join(map(str, QUANTIZED_BITS))} or None, got {quantize!r}")
     if resolution is not None:
         check_side(resolution)
-    prepare_cpu()
-    bundle = Bundle.open(hub.resolve(model, revision=revision, local_files_only=local_files_only))
     for name, size in (("prefix_cache_bytes", prefix_cache_bytes), ("feature_cache_bytes", feature_cache_bytes)):
         if size < 0:
             raise InputError(f"{name} must be 0 (off) or more, got {size}")
-    loaded = assemble(
-        bundle,
-        vision,
-        resolution,
-        quantize,
-        dtype,
-        vision_dtype,
-        compute_units,
-        cache_bytes=(prefix_cache_bytes, feature_cache_bytes),
-    )
-    if warm:
-        loaded.warm_up()
-    return loaded
 
 
 def assemble(

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from fastvlm_mlx.types import ImageInput
     from fastvlm_mlx.vision.base import Encoder
 
+_LARGEST_FILE = (
+    256 << 20
+)  # bytes that are read to tell a file by its content; Pillow reads what it needs of larger ones
 _KNOWN_SOURCES = 4096  # files whose pixels' digest is remembered; 64 bytes each
 
 
@@ -188,7 +191,9 @@ def _bytes_of(image: ImageInput) -> bytes | None:
         return bytes(image)
     if isinstance(image, str | os.PathLike):
         try:
-            return Path(file_of(os.fspath(image))).read_bytes()
+            path = Path(file_of(os.fspath(image)))
+            small = path.is_file() and path.stat().st_size <= _LARGEST_FILE
+            return path.read_bytes() if small else None
         except (OSError, ImageError):
             return None  # opening it will say why
     return None

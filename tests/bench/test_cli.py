@@ -42,6 +42,7 @@ def test_resolutions_to_table_and_json(capsys, tiny, tmp_path):
     }
     assert [run["resolution"] for run in data["runs"]] == [64, 128] * 4
     assert [run["warmup"] for run in data["runs"]] == [True] * 2 + [False] * 6
+    assert all(run["vision_ms"] > 0 for run in data["runs"]), "every run is a first question"
     for summary, row in zip(data["summary"], table[1:], strict=True):
         raw = [r for r in data["runs"] if r["resolution"] == summary["resolution"] and not r["warmup"]]
         assert len(raw) == summary["runs"] == 3

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import random
 import threading
+from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastvlm_mlx import load, pictures
 from fastvlm_mlx.cache import PrefixCache
-from fastvlm_mlx.engine import Engine, _kept_as_asked
-from fastvlm_mlx.errors import ContextLengthError, InputError
-from fastvlm_mlx.mlx_lm_parts import KVCache
+from fastvlm_mlx.engine import Engine
+from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.model import FastVLM
 from fastvlm_mlx.pictures import Vision
-from fastvlm_mlx.timing import Clock
-from fastvlm_mlx.types import GenerationOptions
 from support.seeded import golden_prompt, relative_l2
 from support.work import counted
 
@@ -111,6 +108,17 @@ def test_a_file_that_is_known_is_not_decoded_again(tiny, tmp_path, monkeypatch):
     tiny.generate(path, [*BEFORE, -200, *AFTER], **GREEDY)
     monkeypatch.setattr(pictures, "open_bytes", None)
     assert tiny.generate(path, [*BEFORE, -200, 3], **GREEDY).timings.vision == 0
+
+
+def test_a_huge_file_is_not_read_whole(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "red.png"
+    Image.fromarray(RED).save(path)
+    right = tiny.generate(path, [*BEFORE, -200, *AFTER], **GREEDY)
+    monkeypatch.setattr(pictures, "_LARGEST_FILE", 10)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    with counted(tiny) as work:
+        assert tiny.generate(path, [*BEFORE, -200, *AFTER], **GREEDY).token_ids == right.token_ids
+    assert work.images == 0, "its pixels tell that it is known"
 
 
 def test_golden_ids_through_the_caches(tiny):
@@ -233,92 +241,6 @@ def test_text_before_an_image_is_prefilled_while_it_is_encoded(tiny, forgetful, 
     assert encoder.log == [6, "begin", "encode", 4], "known pictures before the new one are prefilled, too"
     monkeypatch.undo()
     assert result.token_ids == forgetful(tiny).generate([RED, BLUE], ids, **GREEDY).token_ids
-
-
-def test_quantised_keys_and_values(tiny):
-    """The first token is that of full width; later ones see rows that are off by the width's rounding."""
-    plain = tiny.generate(RED, [*BEFORE, -200, *AFTER], **GREEDY)
-    for bits in (8, 4):
-        options = GREEDY | {"kv_bits": bits, "kv_group_size": 32}
-        result = tiny.generate(RED, [*BEFORE, -200, *AFTER], **options)
-        assert result.token_ids[0] == plain.token_ids[0]
-        again = tiny.generate(RED, [*BEFORE, -200, *AFTER], **options)
-        assert again.token_ids == result.token_ids
-        assert again.cached_tokens == 8
-    with pytest.raises(InputError, match="doesn't divide"):
-        tiny.generate(RED, [1, -200], **GREEDY | {"kv_bits": 4, "kv_group_size": 128})
-    for wrong in ({"kv_bits": 5}, {"kv_group_size": 7}, {"max_kv_size": 0}, {"kv_bits": 4, "max_kv_size": 50}):
-        with pytest.raises(InputError):
-            tiny.generate(RED, [1, -200], **GREEDY | wrong)
-
-
-def test_quantised_rows_are_the_rows_rounded(tiny):
-    """One decode step on 8 bits against the same step on the rows as `mx.dequantize` gives them."""
-    keys = tiny.decoder.embed(range(40))[None]
-    cache = tiny.decoder.new_cache()
-    tiny.decoder.hidden(keys, cache)
-    options = GenerationOptions(kv_bits=8, kv_group_size=32)
-    rounded = []
-    for entry in _kept_as_asked(cache, options):
-        plain = KVCache()
-        plain.update_and_fetch(
-            *(mx.dequantize(*rows, group_size=32, bits=8)[:, :, :40] for rows in (entry.keys, entry.values))
-        )
-        rounded.append(plain)
-    token = mx.array([[7]])
-    full = tiny.decoder(token, cache)
-    found, right = tiny.decoder(token, _kept_as_asked(_trimmed(cache), options)), tiny.decoder(token, rounded)
-    assert relative_l2(found, np.array(full)) <= 5e-2
-    assert relative_l2(found, np.array(full)) > 1e-5, "it isn't full width"
-    # the new row itself is rounded in one and not in the other
-    assert relative_l2(found, np.array(right)) <= 2e-2
-
-
-def _trimmed(cache):
-    for entry in cache:
-        entry.trim(1)
-    return cache
-
-
-def test_a_bounded_cache_keeps_the_prompt_and_the_latest_tokens(tiny):
-    ids, most = [*BEFORE, -200, *AFTER], 30
-    plain = tiny.generate(RED, ids, **GREEDY | {"max_tokens": most})
-    enough = tiny.generate(RED, ids, **GREEDY | {"max_tokens": most, "max_kv_size": 9 + most})
-    assert enough.token_ids == plain.token_ids
-    tight = tiny.generate(RED, ids, **GREEDY | {"max_tokens": most, "max_kv_size": 16})
-    assert tight.token_ids[:8] == plain.token_ids[:8]
-    assert tight.token_ids == windowed(tiny, ids, most, 16)
-    with pytest.raises(ContextLengthError, match="max_kv_size is 9"):
-        tiny.generate(RED, ids, **GREEDY | {"max_kv_size": 9})
-
-
-class Windowed(KVCache):
-    """The same, slowly: before a row comes that is too many, the oldest one after the prompt is cut out."""
-
-    def __init__(self, entry, size):
-        super().__init__()
-        self.offset, self.kept, self.most = entry.offset, entry.offset, size
-        self.keys, self.values = (rows[:, :, : entry.offset] for rows in (entry.keys, entry.values))
-
-    def update_and_fetch(self, keys, values):
-        self.keys, self.values = self._with(self.keys, keys), self._with(self.values, values)
-        self.offset += 1
-        return self.keys, self.values
-
-    def _with(self, rows, new):
-        if rows.shape[2] == self.most:
-            rows = mx.concatenate([rows[:, :, : self.kept], rows[:, :, self.kept + 1 :]], axis=2)
-        return mx.concatenate([rows, new], axis=2)
-
-
-def windowed(model, ids, most, size):
-    spans = model.expand(ids, [4])
-    prompt = model.engine.prefill(spans, model.open_images([RED], 128, "pad", Clock()), GenerationOptions(), Clock())
-    cache = [Windowed(entry, size) for entry in prompt.cache]
-    taken = [int(mx.argmax(prompt.logits).item())]
-    while len(taken) < most:
-        taken.append(int(mx.argmax(model.decoder(mx.array([taken[-1:]]), cache)).item()))
-    return tuple(taken)
 
 
 @pytest.mark.parametrize("seed", range(100))
