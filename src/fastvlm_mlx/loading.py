@@ -143,13 +143,8 @@ def assemble(
     decoder = Decoder(network, config.decoder, tokenizer.size if tokenizer else None)
     prefix_bytes, feature_bytes = cache_bytes
     engine = Engine(decoder, Vision(encoder, projector, feature_bytes), PrefixCache(prefix_bytes))
-    return FastVLM(config, engine, tokenizer, side, _identity(bundle, quantize, kept, encoder))
-
-
-def _identity(bundle: Bundle, quantize: int | None, dtype: mx.Dtype | None, encoder: Encoder | None) -> str:
-    """What the rows that a model computes depend on: its files, the types of its weights, and what encodes."""
-    files = sha256(bundle.path / MANIFEST)
-    return f"{files}, quantize {quantize}, dtype {dtype}, vision {encoder.device if encoder else None}"
+    weights = f"{sha256(bundle.path / MANIFEST)}, quantize {quantize}, dtype {kept}, vision_dtype {vision_kept}"
+    return FastVLM(config, engine, tokenizer, side, weights)
 
 
 def warm_up(

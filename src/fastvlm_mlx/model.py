@@ -155,7 +155,7 @@ class FastVLM(Core):
         """
         from fastvlm_mlx.prefix_file import write_prefixes
 
-        return write_prefixes(Path(path), self.engine.prefixes, self.identity)
+        return write_prefixes(Path(path).expanduser(), self.engine.prefixes, self.identity)
 
     def load_prefix(self, path: str | PathLike[str]) -> int:
         """Know what `save_prefix` wrote: the same questions, or others about the same images, begin there.
@@ -168,7 +168,7 @@ class FastVLM(Core):
         """
         from fastvlm_mlx.prefix_file import read_prefixes
 
-        return read_prefixes(Path(path), self.engine.prefixes, self.identity)
+        return read_prefixes(Path(path).expanduser(), self.engine.prefixes, self.identity)
 
     def warm_up(self) -> None:
         """Compute everything once, on a black image, and keep nothing of it."""
