@@ -122,10 +122,12 @@ class Engine:
         self.keep(prompt, [])
         traded: list[LayerCache] = []
         while prompt.cache:
-            entry, size = prompt.cache.pop(0), options.max_kv_size
-            other = _rotating(entry, size) if size else entry.to_quantized(self._group_size(options), options.kv_bits)
-            mx.eval(other.keys, other.values)
-            traded.append(other)
+            entry = prompt.cache.pop(0)
+            if options.kv_bits:
+                traded.append(entry.to_quantized(self._group_size(options), options.kv_bits))
+            elif options.max_kv_size:
+                traded.append(_rotating(entry, options.max_kv_size))
+            mx.eval(traded[-1].keys, traded[-1].values)
         return traded
 
     def _group_size(self, options: GenerationOptions) -> int:

@@ -198,7 +198,7 @@ class FastVLM(Core):
 
         Args:
             images: what each question is about; each entry as in `generate`.
-            prompts: a question for each, or one text for all.
+            prompts: a question for each, or one for all.
             batch_size: most answers that are decoded together, >= 1.
             system: as in `generate`.
             resolution: as in `generate`.
@@ -206,7 +206,8 @@ class FastVLM(Core):
             **options: as in `generate`, but for kv_bits, max_kv_size and draft.
 
         Returns:
-            Results in the order of the questions; greedy ones are those of `generate`.
+            Results in the order of the questions; greedy ones are those of `generate`. The peak of memory is that of
+            all of them until then.
 
         Raises:
             InputError and others: as `generate`, for the first question that is wrong, before anything is decoded.
@@ -214,6 +215,6 @@ class FastVLM(Core):
         from fastvlm_mlx.batch import decode_together, read_requests
 
         chosen = GenerationOptions(**options)
-        requests = read_requests(self, images, prompts, system, self.view(resolution, aspect))
+        requests = read_requests(self, images, prompts, system, self.view(resolution, aspect), batch_size)
         done = dict(decode_together(self, iter(requests), chosen, batch_size))
         return [done[number] for number in range(len(requests))]

@@ -49,7 +49,7 @@ def _digest(tensors: dict[str, mx.array], metadata: dict[str, str]) -> str:
     found = blake2b(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        found.update(np.array(mx.contiguous(tensor).view(mx.uint8), copy=False))
+        found.update(np.asarray(mx.contiguous(tensor).view(mx.uint8)).data)
     return found.hexdigest()
 
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from fastvlm_mlx.engine import Engine, Prefilled
     from fastvlm_mlx.pictures import Picture
     from fastvlm_mlx.prompt import Span
-    from fastvlm_mlx.types import GenerationOptions
+    from fastvlm_mlx.types import Draft, GenerationOptions
 
 
-def check_draft(model: Core, draft: Core, spans: Sequence[Span], shows: bool) -> None:
+def check_draft(model: Core, draft: Draft, spans: Sequence[Span], shows: bool) -> None:
     """Check that a draft can propose, before anything is computed.
 
     Args:
