@@ -135,13 +135,10 @@ def _chat(args: argparse.Namespace) -> None:
 
 
 def _caption(args: argparse.Namespace) -> None:
-    from fastvlm_mlx.caption import Job
     from fastvlm_mlx.cli_caption import caption
     from fastvlm_mlx.types import GenerationOptions
 
-    options = GenerationOptions(**_options(args))
-    job = Job(args.prompt, args.model or "default", args.system, args.resolution, args.aspect, options)
-    caption(args, job, lambda: _load(args))
+    caption(args, GenerationOptions(**_options(args)))
 
 
 def _warmup(args: argparse.Namespace) -> None:
