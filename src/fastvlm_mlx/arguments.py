@@ -71,7 +71,9 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--load", metavar="FILE", help="go on with a conversation that /save wrote")
     parser.add_argument(
-        "--overflow", choices=("error", "drop"), default="drop", help="when the context is full (default: drop)"
+        "--overflow",
+        choices=("error", "drop"),
+        help="when the context is full (default: drop the oldest questions; with --load as it was saved)",
     )
     _add_model(parser)
     _add_options(parser)

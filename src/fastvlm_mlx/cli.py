@@ -122,15 +122,16 @@ def _chat(args: argparse.Namespace) -> None:
     GenerationOptions(**options)  # before a model is loaded for nothing
     if args.load and args.image:
         raise InputError("--load goes on with the images of that conversation; add others with /image")
+    if args.load and args.system is not None:
+        raise InputError("--load goes on with the system prompt of that conversation; leave --system out")
     images = _images(args.image)
     model = _load(args)
     _add_draft(args, options)
     if args.load:
-        chat = model.load_chat(args.load)
+        chat = model.load_chat(args.load, resolution=args.resolution, aspect=args.aspect, overflow=args.overflow)
     else:
-        chat = model.chat(
-            images, system=args.system, resolution=args.resolution, aspect=args.aspect, overflow=args.overflow
-        )
+        overflow = args.overflow or "drop"
+        chat = model.chat(images, system=args.system, resolution=args.resolution, aspect=args.aspect, overflow=overflow)
     Terminal(chat, options, format_stats, _show).run(read_lines())
 
 

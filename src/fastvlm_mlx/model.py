@@ -127,8 +127,10 @@ class FastVLM(Core):
             system: replaces the default system prompt; "" leaves the system turn out.
             resolution: side in pixels of the preprocessed images; default the model's.
             aspect: "pad", "crop" or "stretch"; default the model's.
-            overflow: what happens when it no longer fits the context: "error", or "drop" the oldest questions and
-                answers, but those that show an image.
+            overflow: what happens when it no longer fits the context: "error", or "drop": a question does without
+                the oldest ones and their answers, without those that show an image only as a last resort. So much
+                is left out that `max_tokens` positions are free for the answer, or a quarter of the context if
+                that is less. Nothing is forgotten: `undo` and `save` have everything.
 
         Raises:
             ImageError, ResolutionError, InputError: bad input. PromptError: the bundle has no tokenizer.
@@ -137,15 +139,28 @@ class FastVLM(Core):
 
         return Chat(self, image_list(images), system, resolution, aspect, overflow)
 
-    def load_chat(self, path: str | PathLike[str]) -> Chat:
+    def load_chat(
+        self,
+        path: str | PathLike[str],
+        *,
+        resolution: int | None = None,
+        aspect: str | None = None,
+        overflow: str | None = None,
+    ) -> Chat:
         """Go on with a conversation that `Chat.save` wrote.
 
-        Raises:
-            InputError: no such file, damaged, or of a model with another tokenizer.
-        """
-        from fastvlm_mlx.chat_file import read_chat
+        Args:
+            path: of the file; `~` is the home folder.
+            resolution: of images that are added from now on, as in `chat`; default that of the conversation.
+            aspect: likewise.
+            overflow: as in `chat`; default that of the conversation.
 
-        return read_chat(Path(path), self)
+        Raises:
+            InputError: no such file, damaged, or of a model with another tokenizer; a bad argument.
+        """
+        from fastvlm_mlx.chat_file import file_at, read_chat
+
+        return read_chat(file_at(path), self, resolution, aspect, overflow)
 
     def save_prefix(self, path: str | PathLike[str]) -> int:
         """Write what is known of earlier prompts, for a later process with the same model and types.
