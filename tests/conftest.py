@@ -90,6 +90,12 @@ def speaking_model(model: Callable[[str], FastVLM]) -> FastVLM:
 
 
 @pytest.fixture(scope="session")
+def default_model() -> FastVLM:
+    """What commands use where no model is named."""
+    return load(vision="mlx")
+
+
+@pytest.fixture(scope="session")
 def forgetful() -> Callable[[FastVLM], FastVLM]:
     """A model with the same weights that keeps nothing: what everything else is compared with."""
     made: dict[int, FastVLM] = {}

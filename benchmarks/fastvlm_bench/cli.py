@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fastvlm_bench import accuracy
+from fastvlm_bench import accuracy, batching
 from fastvlm_bench.compare import cli as compare
 from fastvlm_bench.machine import describe_machine
 from fastvlm_bench.report import Report, format_report, to_json
@@ -24,7 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastvlm-bench",
         description="Measure the time to first token, stage by stage, on this machine. "
-        "`fastvlm-bench accuracy` counts right answers instead; `fastvlm-bench compare` measures other libraries too.",
+        "`fastvlm-bench accuracy` counts right answers instead; `fastvlm-bench batch` measures answers that are "
+        "decoded together; `fastvlm-bench compare` measures other libraries too.",
     )
     parser.add_argument(
         "--resolution",
@@ -51,10 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments[:1] == ["accuracy"]:
-        return accuracy.main(arguments[1:])
-    if arguments[:1] == ["compare"]:
-        return compare.main(arguments[1:])
+    others = {"accuracy": accuracy.main, "batch": batching.main, "compare": compare.main}
+    if arguments and arguments[0] in others:
+        return others[arguments[0]](arguments[1:])
     return run(build_parser(), _bench, arguments)
 
 

@@ -83,12 +83,10 @@ def convert(
     calibration: Path | None = None,
     gates: Gates | None = None,
 ) -> Result:
-    """Convert a published FastVLM checkpoint into a bundle.
-
-    The source is only read; the bundle appears whole, or stays if the same bytes, options and version made it.
+    """Convert a published FastVLM checkpoint into a bundle, which appears whole; one that is up to date stays.
 
     Args:
-        source: a folder in LLaVA's, transformers', mlx-vlm's or Apple's MLX layout.
+        source: a folder, only read, in LLaVA's, transformers', mlx-vlm's or Apple's MLX layout.
         target: the bundle's folder; default `models/converted/NAME`.
         options: dtypes and quantisation.
         source_id: the name to record, such as "apple/FastVLM-0.5B"; default the folder's name.
@@ -96,7 +94,7 @@ def convert(
         licence: short name of the source's terms, where its files don't hold them.
         progress: called with (stage, bytes done, bytes in all); (step, 0, 0) for a step without a size.
         calibration: a folder of pictures to measure the Core ML package's ranges on; default a built-in set.
-        gates: how the Core ML package is checked; default at one telling size, and a failure is an error.
+        gates: how the package is checked; default at one telling size, and a failure is an error.
 
     Raises:
         CheckpointError, WeightsError, InputError, DiskSpaceError: with what to do about it.

@@ -71,7 +71,9 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--load", metavar="FILE", help="go on with a conversation that /save wrote")
     parser.add_argument(
-        "--overflow", choices=("error", "drop"), default="drop", help="when the context is full (default: drop)"
+        "--overflow",
+        choices=("error", "drop"),
+        help="when the context is full (default: drop the oldest questions; with --load as it was saved)",
     )
     _add_model(parser)
     _add_options(parser)
@@ -129,7 +131,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _add_cache(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("memory and speed")
     group.add_argument("--kv-bits", type=int, metavar="BITS", help="keys and values in 2, 3, 4, 6 or 8 bits")
-    group.add_argument("--kv-group-size", type=int, default=64, help="values that share a scale (default: 64)")
+    group.add_argument("--kv-group-size", type=int, metavar="N", help="values that share a scale: 32, 64 or 128")
     group.add_argument("--max-kv-size", type=int, metavar="N", help="most positions to keep; the prompt's always are")
     group.add_argument("--prefill-step-size", type=int, default=2048, help="most positions per pass (default: 2048)")
     group.add_argument("--draft-model", metavar="MODEL", help="a smaller model that proposes tokens")

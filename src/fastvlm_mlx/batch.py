@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from os import PathLike
 from typing import TYPE_CHECKING, cast
 
+import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.generation import make_chooser, make_processors, make_token_sampler, resident
-from fastvlm_mlx.image import image_list
+from fastvlm_mlx.image import image_list, preprocess
 from fastvlm_mlx.prompt import check_context
 from fastvlm_mlx.timing import Clock
+from fastvlm_mlx.types import BATCH_SIZE
 
 if TYPE_CHECKING:
     from fastvlm_mlx.answer import AnswerReader
@@ -41,28 +46,40 @@ def read_requests(
     prompts: Prompt | Sequence[Prompt],
     system: str | None,
     view: tuple[int, str],
+    batch_size: int = BATCH_SIZE,
 ) -> list[Request]:
     """Check all questions and identify their images, before anything is computed.
 
     Args:
         model: which they are for.
         images: of each question.
-        prompts: each, or a text for all.
+        prompts: each, or one for all: a text, or token ids.
         system: replaces the default system prompt.
         view: side in pixels and aspect.
+        batch_size: files of later questions are read again when their turn comes; a thousand images of 1024 px
+            would hold 3 GB.
 
     Raises:
-        InputError: another number of prompts than of images, or what `FastVLM.generate` raises.
+        InputError: no list of images, another number of prompts than of images, or what `FastVLM.generate` raises.
     """
-    each = [prompts] * len(images) if isinstance(prompts, str) else list(cast("Sequence[Prompt]", prompts))
+    if not isinstance(images, list | tuple):
+        raise InputError(
+            f"images must be a list with an entry for each question, got {type(images).__name__}; "
+            "put a single one in a list, or use generate"
+        )
+    for_all = isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(i, int | np.integer) for i in prompts))
+    each = cast("list[Prompt]", [prompts] * len(images) if for_all else list(prompts))
     if len(each) != len(images):
         raise InputError(
-            f"there are {len(images)} entries of images and {len(each)} prompts; "
-            "give a prompt for each, or a text for all"
+            f"there are {len(images)} entries of images and {len(each)} prompts; give a prompt for each, or one for all"
         )
     requests = []
-    for shown, prompt in zip(images, each, strict=True):
-        pictures = model.open_images(image_list(shown), *view, Clock())
+    for number, (shown, prompt) in enumerate(zip(images, each, strict=True)):
+        inputs = image_list(shown)
+        pictures = model.open_images(inputs, *view, Clock())
+        for picture, image in zip(pictures, inputs, strict=True):
+            if number >= batch_size and isinstance(image, str | PathLike):
+                picture.make_pixels = partial(preprocess, image, *view)
         requests.append(Request(model.positions(prompt, [p.tokens for p in pictures], system), pictures))
     return requests
 
@@ -110,9 +127,8 @@ class _Batch:
 
     def run(self, requests: Iterator[Request]) -> Iterator[tuple[int, GenerationResult]]:
         """See `decode_together`."""
+        mx.reset_peak_memory()  # of all answers together
         if self._options.seed is not None:
-            import mlx.core as mx
-
             mx.random.seed(self._options.seed)
         numbered = enumerate(requests)
         try:
@@ -127,7 +143,7 @@ class _Batch:
 
     def _begin(self, number: int, request: Request) -> Iterator[tuple[int, GenerationResult]]:
         """Prefill a request and sample its first token; yields its result if that was the last."""
-        model, options, clock = self._model, self._options, self._model.start_clock()
+        model, options, clock = self._model, self._options, Clock()
         room = check_context(request.spans, model.config.context_length)
         prompt = model.engine.prefill(request.spans, request.pictures, options, clock)
         model.engine.keep(prompt, [])

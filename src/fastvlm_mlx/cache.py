@@ -153,8 +153,9 @@ class PrefixCache:
             if rows:
                 node = self._attach(node, keys[first:last].copy(), rows, used)
                 new.append(node)
-        mx.async_eval([node.rows for node in new])
         self._shrink()
+        # Now, or they would hold the caller's whole buffers; what was dropped at once is never copied.
+        mx.async_eval([node.rows for node in new if _is_kept(node)])
 
     def nodes(self) -> Iterator[Node]:
         """All nodes but the root, parents before their children."""
@@ -205,6 +206,12 @@ class PrefixCache:
             assert leaf.parent
             del leaf.parent.children[leaf.keys[0].tobytes()]
             self._nbytes -= leaf.nbytes
+
+
+def _is_kept(node: Node) -> bool:
+    """Whether a node of the tree is still in it; the root isn't asked for."""
+    assert node.parent
+    return node.parent.children.get(node.keys[0].tobytes()) is node
 
 
 def _joined(parts: list[mx.array]) -> mx.array:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import fcntl
-import glob
+import hashlib
 import json
 import os
+import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastvlm_mlx.bundle import MANIFEST
 from fastvlm_mlx.errors import DiskSpaceError, ImageError, InputError
+from fastvlm_mlx.manifest import Manifest
 from fastvlm_mlx.types import BATCH_SIZE, GenerationOptions
 
 if TYPE_CHECKING:
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset([".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".png", ".tif", ".tiff", ".webp"])
 READERS = 2  # threads that decode and resize, which Pillow does without Python's lock
 _AHEAD = 2  # images that an encoder on other hardware is given before their turn
+_ANSWER = ("image", "text", "finish_reason", "tokens")  # of a line; all else tells its job
+# What of GenerationOptions doesn't decide an answer, or can't be given for several answers at a time.
+_ASIDE = {"progress", "draft", "num_draft_tokens", "kv_bits", "kv_group_size", "max_kv_size", "prefill_step_size"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,28 +40,57 @@ class Job:
 
     Attributes:
         prompt: the question.
-        model: name or folder.
+        model: name or folder, for who reads the answers.
+        model_files: tells the model by what its files hold, see `files_digest`.
         system: replaces the default system prompt.
         resolution: side in pixels, None for the model's own.
         aspect: "pad", "crop", "stretch" or None for the model's own.
+        loading: arguments of `load` that decide what the model computes, such as quantize and dtype.
         options: how to decode.
     """
 
     prompt: str
     model: str
+    model_files: str
     system: str | None = None
     resolution: int | None = None
     aspect: str | None = None
+    loading: Mapping[str, object] = field(default_factory=dict)
     options: GenerationOptions = field(default_factory=GenerationOptions)
 
     @property
     def record(self) -> dict[str, object]:
-        """What each line repeats of it, so that answers to different questions don't get mixed up."""
-        given = {"system": self.system, "resolution": self.resolution, "aspect": self.aspect}
-        decoding = {name: getattr(self.options, name) for name in ("max_tokens", "temperature", "seed")}
-        return {"prompt": self.prompt, "model": self.model} | {
-            k: v for k, v in (given | decoding).items() if v is not None
-        }
+        """What each line repeats of it: all that decides an answer, so that those of two jobs don't get mixed up.
+
+        What isn't given is left out; values are what JSON has, a list for a tuple.
+        """
+        names = ("prompt", "model", "model_files", "system", "resolution", "aspect")
+        decoding = {f.name: getattr(self.options, f.name) for f in fields(self.options) if f.name not in _ASIDE}
+        given = {name: getattr(self, name) for name in names} | dict(self.loading) | decoding
+        record: dict[str, object] = json.loads(json.dumps({k: v for k, v in given.items() if v is not None}))
+        return record
+
+
+def files_digest(bundle: Path) -> str:
+    """What tells a model wherever its bundle lies: 16 hex digits over the SHA-256 of each file, from its manifest.
+
+    Raises:
+        BundleError, ConfigError: no manifest, or a damaged one.
+    """
+    files = {name: file.sha256 for name, file in Manifest.from_file(bundle / MANIFEST).files.items()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """Which options two records differ in, from what to what; "" for records of the same job."""
+
+    def tell(record: Mapping[str, object], name: str) -> str:
+        return json.dumps(record[name]) if name in record else "not given"
+
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if "model_files" not in names and "model" in names:
+        names.remove("model")  # another name or path of the same files
+    return ", ".join(f"{name} was {tell(before, name)} and is {tell(now, name)} now" for name in names)
 
 
 def find_images(folder: Path) -> list[str]:
@@ -94,7 +129,7 @@ class AnswerFile:
     """
 
     def __init__(self, path: Path, job: Job, shared: bool = False) -> None:
-        self.path, self._job = path, job
+        self.path, self._record = path, job.record
         self.done: set[str] = set()
         self._lines: list[bytes] = []
         try:
@@ -114,8 +149,9 @@ class AnswerFile:
 
     def add(self, image: str, answer: dict[str, object]) -> None:
         """Append an answer, in one write."""
-        line = json.dumps({"image": image} | answer | self._job.record, ensure_ascii=False) + "\n"
-        self._write(line.encode())
+        line = json.dumps({"image": image} | answer | self._record, ensure_ascii=False) + "\n"
+        # A file's name that isn't UTF-8 has lone surrogates in Python; backslashreplace writes them as JSON does.
+        self._write(line.encode(errors="backslashreplace"))
         self.done.add(image)
 
     def take(self, other: AnswerFile) -> None:
@@ -140,14 +176,14 @@ class AnswerFile:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 entry = json.loads(line)
-                image = entry.pop("image")
-            except (ValueError, KeyError, AttributeError, TypeError) as exc:
+                image, _ = str(entry["image"]), entry["prompt"]
+                before = {name: value for name, value in entry.items() if name not in _ANSWER}
+            except (ValueError, KeyError, TypeError) as exc:
                 raise InputError(f"{path}:{number} is no answer of this command; choose another file with -o") from exc
-            before = {name: entry.get(name) for name in self._job.record}
-            if before != self._job.record:
+            if differences := _differences(before, self._record):
                 raise InputError(
-                    f"{path} holds answers to something else: {json.dumps(before)}, now it is "
-                    f"{json.dumps(self._job.record)}; choose another file with -o"
+                    f"{path} holds answers to another job: {differences}; give the same options again, or choose "
+                    "another file with -o"
                 )
             self.done.add(image)
             self._lines.append(line)
@@ -166,9 +202,9 @@ def merge_parts(out: Path, job: Job) -> None:
     Raises:
         InputError: as `AnswerFile`.
     """
-    parts = sorted(out.parent.glob(f"{glob.escape(out.stem)}.rank*{glob.escape(out.suffix)}"))
+    shares = re.compile(rf"{re.escape(out.stem)}\.rank[0-9]+{re.escape(out.suffix)}")  # as `part_of` calls them
     with closing(AnswerFile(out, job)) as whole:
-        for path in parts:
+        for path in sorted(path for path in out.parent.iterdir() if shares.fullmatch(path.name)):
             with closing(AnswerFile(path, job)) as part:
                 whole.take(part)
             path.unlink()
@@ -182,7 +218,10 @@ def answer_images(
     unreadable: Callable[[str, ImageError], object],
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[tuple[str, dict[str, object]]]:
-    """Answer for each image, several at a time; images are read in threads, and encoded ahead where that is possible.
+    """Answer for each image, several at a time; images are read in threads, ahead of their turn.
+
+    They are encoded ahead only by an encoder on other hardware than MLX's (Core ML). In MLX, encoder and decoder share
+    a device and take turns: the next image is encoded when an answer has ended and made room for it.
 
     Args:
         model: answers.

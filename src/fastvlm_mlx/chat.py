@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
 from fastvlm_mlx import prompt as prompts
 from fastvlm_mlx.answer import last_result
 from fastvlm_mlx.errors import InputError
-from fastvlm_mlx.prompt import Turn
+from fastvlm_mlx.prompt import Span, Turn
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.types import IMAGE_TOKEN_ID, GenerationOptions, GenerationResult, OptionArgs, Piece
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Overflow = Literal["error", "drop"]
 OVERFLOWS: tuple[str, ...] = get_args(Overflow)
+ANSWER_SHARE = 4  # "drop" keeps at most this part of the context free for an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,17 @@ class Exchange:
 class Chat:
     """Made by `FastVLM.chat`. A turn counts once it is answered to the end.
 
+    While an answer is being streamed nothing else may change the conversation: `add_image`, `undo`, `reset` and
+    another question raise InputError until that stream is read to its end, closed or forgotten.
+
     Attributes:
-        exchanges: questions and answers so far; replaced, never changed.
+        exchanges: questions and answers so far, those that no longer fit included; replaced, never changed.
         unseen: pictures that the next question shows.
         first: those that it began with.
+        overflow: "error" or "drop"; see `FastVLM.chat`.
+        left_out: which of the exchanges, counted from 0, the latest question or picture did without, as all of them
+            didn't fit.
+        view: resolution and aspect of its pictures, as they were given; None is the model's.
     """
 
     def __init__(
@@ -63,13 +71,16 @@ class Chat:
     ) -> None:
         if overflow not in OVERFLOWS:
             raise InputError(f"overflow must be {' or '.join(OVERFLOWS)}, got {overflow!r}")
-        self._model, self._view, self.overflow = model, (resolution, aspect), overflow
+        model.view(resolution, aspect)  # now, not with the first picture
+        self._model, self.view, self.overflow = model, (resolution, aspect), overflow
         self.system = prompts.system_turn(system)
         self._tokenizer = model.required_tokenizer()
         self._opening = model.tokenize(self.system) if self.system else []
         self._turn_end = prompts.end_of_turn(self._tokenizer)
         self.exchanges: tuple[Exchange, ...] = ()
         self.unseen: tuple[Picture, ...] = ()
+        self.left_out: tuple[int, ...] = ()
+        self._streaming = False
         for image in images:
             self.add_image(image)
         self.first: tuple[Picture, ...] = self.unseen
@@ -96,23 +107,28 @@ class Chat:
         return self._tokenizer.digest
 
     def add_image(self, image: ImageInput) -> None:
-        """Add an image, which the next question shows; it is encoded now, while that one is being thought of.
+        """Add an image, which the next question shows.
+
+        It is encoded and prefilled now, while that question is being thought of; under `load(prefix_cache_bytes=0)`
+        it is only read now, as there is nowhere to keep its rows.
 
         Raises:
-            ImageError: as `FastVLM.generate`. EncoderError: the bundle has no vision weights.
+            ImageError: as `FastVLM.generate`. EncoderError: the bundle has no vision weights. ContextLengthError: it
+                doesn't fit. InputError: an answer is being streamed. The conversation is then as before.
         """
-        self.show(self._model.open_images([image], *self._view, Clock())[0])
+        self._check_idle()
+        self.show(self._model.open_images([image], *self.view, Clock())[0])
 
     def show(self, picture: Picture) -> None:
         """Add a picture of `FastVLM.open_images`; see `add_image`."""
+        self._check_idle()
         unseen = (*self.unseen, picture)
         opening = prompts.place_images("", len(unseen)).removesuffix("\n")
-        ids = [*self._ids(self.exchanges), *self._model.tokenize([Turn("user", opening)])]
-        after_last = len(ids) - ids[::-1].index(IMAGE_TOKEN_ID)
-        pictures = (*self.pictures, *unseen)
-        spans = self._model.expand(ids[:after_last], [p.tokens for p in pictures])
+        begun = self._model.tokenize([Turn("user", opening)])
+        begun = begun[: len(begun) - begun[::-1].index(IMAGE_TOKEN_ID)]
+        left_out, spans, pictures = self._prompt(begun, unseen, GenerationOptions())
         self._model.look(spans, pictures)
-        self.unseen = unseen
+        self.unseen, self.left_out = unseen, left_out
 
     def ask(self, question: str, **options: Unpack[OptionArgs]) -> GenerationResult:
         """Ask, and wait for the whole answer.
@@ -123,48 +139,98 @@ class Chat:
 
         Raises:
             PromptError: placeholders and images differ. ContextLengthError: the conversation is too long;
-                InputError: an option is out of range. The conversation is then as before.
+                InputError: an option is out of range, or another answer is being streamed. The conversation is then
+                as before.
         """
-        return last_result(self.stream(question, **options))
+        # Closed here: a traceback that is kept, as that of Ctrl-C in an interactive session, would hold it open.
+        with closing(self.stream(question, **options)) as pieces:
+            return last_result(pieces)
 
-    def stream(self, question: str, **options: Unpack[OptionArgs]) -> Iterator[Piece]:
+    def stream(self, question: str, **options: Unpack[OptionArgs]) -> Generator[Piece, None, None]:
         """`ask`, piece by piece. An answer that isn't read to its end leaves the conversation as it was."""
+        self._check_idle()
         chosen = GenerationOptions(**options)
         clock = self._model.start_clock()
-        question = prompts.place_images(question, len(self.unseen))
+        question, unseen = prompts.place_images(question, len(self.unseen)), self.unseen
         asked = self._model.tokenize([Turn("user", question), Turn("assistant", None)])
-        kept, unseen = self._fitting(asked, chosen.max_tokens), self.unseen
-        pictures = [*_pictures(kept), *unseen]
-        spans = self._model.expand([*self._ids(kept), *asked], [p.tokens for p in pictures])
+        left_out, spans, pictures = self._prompt(asked, unseen, chosen)
         clock.tokenize = clock.watch.lap()
-        for piece in self._model.answer(spans, pictures, chosen, clock):
-            if piece.result:
-                answered = self._answered(piece.result, chosen)
-                new = Exchange(question, unseen, tuple(asked), piece.result.text, answered)
-                self.exchanges, self.unseen = (*kept, new), ()
-            yield piece
+        self._streaming = True
+        try:
+            for piece in self._model.answer(spans, pictures, chosen, clock):
+                if not piece.result:
+                    yield piece
+        finally:
+            self._streaming = False
+        assert piece.result
+        answered = self._answered(piece.result, chosen)
+        new = Exchange(question, unseen, tuple(asked), piece.result.text, answered)
+        self.exchanges, self.unseen, self.left_out = (*self.exchanges, new), (), left_out
+        yield piece  # last of all: whoever stops here needn't close anything
 
-    def undo(self) -> Exchange:
-        """Take the last question and its answer back; its images are shown by the next question.
+    def undo(self) -> Exchange | None:
+        """Take back the images that were added since the last question, or else that question and its answer.
+
+        The images of a question that is taken back are shown by the next one, or taken back by the next `undo`.
+        Those that the conversation began with stay.
+
+        Returns:
+            The question and its answer; None where images were taken back.
 
         Raises:
-            InputError: nothing was said yet.
+            InputError: nothing was said or added yet, or an answer is being streamed.
         """
+        self._check_idle()
+        kept = () if self.exchanges else self.first
+        if len(self.unseen) > len(kept):
+            self.unseen, self.left_out = kept, ()
+            return None
         if not self.exchanges:
-            raise InputError("there is nothing to undo: nothing was said yet")
+            raise InputError("there is nothing to undo: nothing was said or added yet")
         *before, last = self.exchanges
-        self.exchanges, self.unseen = tuple(before), (*last.pictures, *self.unseen)
+        self.exchanges, self.unseen, self.left_out = tuple(before), last.pictures, ()
         return last
 
     def reset(self) -> None:
-        """Begin anew, with the images that the conversation began with."""
-        self.exchanges, self.unseen = (), self.first
+        """Begin anew, with the images that the conversation began with.
+
+        Raises:
+            InputError: an answer is being streamed.
+        """
+        self._check_idle()
+        self.exchanges, self.unseen, self.left_out = (), self.first, ()
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the conversation, with the pictures as the model sees them, for `FastVLM.load_chat`."""
-        from fastvlm_mlx.chat_file import write_chat
+        """Write the conversation, with the pictures as the model sees them, for `FastVLM.load_chat`.
 
-        write_chat(Path(path), self)
+        Args:
+            path: of the file; `~` is the home folder, folders that are missing are made.
+
+        Raises:
+            InputError: it can't be written there.
+        """
+        from fastvlm_mlx.chat_file import file_at, write_chat
+
+        write_chat(file_at(path), self)
+
+    def _check_idle(self) -> None:
+        if self._streaming:
+            raise InputError("an answer of this chat is being streamed; read that stream to its end or close it first")
+
+    def _prompt(
+        self, asked: Sequence[int], unseen: Sequence[Picture], options: GenerationOptions
+    ) -> tuple[tuple[int, ...], tuple[Span, ...], list[Picture]]:
+        """What a question is asked with: the exchanges that are left out, the positions, their pictures.
+
+        Args:
+            asked: ids of the question, -200 for each picture.
+            unseen: the pictures that it shows.
+            options: say how much the answer needs.
+        """
+        left_out = self._overflowing(self._positions(asked, unseen), options)
+        shown = [exchange for number, exchange in enumerate(self.exchanges) if number not in set(left_out)]
+        pictures = [*_pictures(shown), *unseen]
+        return left_out, self._model.expand([*self._ids(shown), *asked], [p.tokens for p in pictures]), pictures
 
     def _ids(self, exchanges: Sequence[Exchange]) -> list[int]:
         ids = list(self._opening)
@@ -172,16 +238,18 @@ class Chat:
             ids += [*exchange.asked, *exchange.answered, *self._turn_end]
         return ids
 
-    def _fitting(self, asked: Sequence[int], max_tokens: int) -> tuple[Exchange, ...]:
-        """The exchanges that go before a question: all, or without the oldest that show no picture."""
-        kept = list(self.exchanges)
-        room = self._model.config.context_length - max_tokens - self._positions(asked, self.unseen)
-        while self.overflow == "drop" and self._positions(self._ids(kept), _pictures(kept)) > room:
-            oldest = next((index for index, exchange in enumerate(kept) if not exchange.pictures), None)
-            if oldest is None:
-                break
-            del kept[oldest]
-        return tuple(kept)
+    def _overflowing(self, positions: int, options: GenerationOptions) -> tuple[int, ...]:
+        """Numbers of the exchanges that have to be left out of a question that takes so many positions."""
+        if self.overflow != "drop":
+            return ()
+        length = self._model.config.context_length
+        room = length - min(options.max_tokens, max(length // ANSWER_SHARE, 1))
+        if options.max_kv_size is not None:
+            room = min(room, options.max_kv_size - 1)
+        ends = len(self._turn_end)
+        sizes = [self._positions(e.asked, e.pictures) + len(e.answered) + ends for e in self.exchanges]
+        illustrated = [bool(exchange.pictures) for exchange in self.exchanges]
+        return _first_to_go(sizes, illustrated, room - positions - len(self._opening))
 
     def _answered(self, result: GenerationResult, options: GenerationOptions) -> tuple[int, ...]:
         """An answer's ids as they were generated, or of its text where a stop string cut it."""
@@ -198,3 +266,26 @@ class Chat:
 
 def _pictures(exchanges: Sequence[Exchange]) -> list[Picture]:
     return [picture for exchange in exchanges for picture in exchange.pictures]
+
+
+def _first_to_go(sizes: Sequence[int], illustrated: Sequence[bool], room: int) -> tuple[int, ...]:
+    """Which exchanges are left out so that the others fit: the oldest, those with pictures only if they must.
+
+    Args:
+        sizes: positions of each exchange.
+        illustrated: whether it shows pictures.
+        room: positions for all of them; may be negative, then all are left out.
+    """
+    texts = [number for number, shows in enumerate(illustrated) if not shows]
+    pictured = [number for number, shows in enumerate(illustrated) if shows]
+    for gone in range(len(pictured) + 1):
+        out = pictured[:gone]
+        over = sum(sizes) - sum(sizes[number] for number in out) - room
+        for number in texts:
+            if over <= 0:
+                break
+            out.append(number)
+            over -= sizes[number]
+        if over <= 0:
+            return tuple(sorted(out))
+    return tuple(range(len(sizes)))

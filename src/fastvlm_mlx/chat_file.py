@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from fastvlm_mlx import prompt as prompts
 from fastvlm_mlx.chat import Chat, Exchange
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.files import write_text
@@ -23,14 +25,24 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
+def file_at(path: str | os.PathLike[str]) -> Path:
+    """The file that a path stands for; `~` is the home folder."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
+
+
 def write_chat(path: Path, chat: Chat) -> None:
-    """Write a conversation; a file that is there is replaced at once, or not at all."""
+    """Write a conversation; a file that is there is replaced at once, or not at all.
+
+    Raises:
+        InputError: it can't be written there.
+    """
     pictures = {p.digest.hex(): p for p in (*chat.pictures, *chat.unseen, *chat.first)}
     data = {
         "fastvlm_chat": FORMAT,
         "tokenizer": chat.tokenizer_digest,
         "system": chat.system[0].text if chat.system else "",
         "overflow": chat.overflow,
+        "view": chat.view,
         "exchanges": [
             {
                 "question": exchange.question,
@@ -45,11 +57,25 @@ def write_chat(path: Path, chat: Chat) -> None:
         "first": _names(chat.first),
         "png": {name: _to_png(picture.make_pixels()) for name, picture in pictures.items()},
     }
-    write_text(path, json.dumps(data, ensure_ascii=False) + "\n")
+    text = json.dumps(data, ensure_ascii=False) + "\n"
+    try:
+        write_text(path, text)
+    except (OSError, ValueError) as exc:  # ValueError: a name that no file can have
+        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+        raise InputError(f"can't save the conversation as {path}: {why}; choose another file") from exc
 
 
-def read_chat(path: Path, model: FastVLM) -> Chat:
+def read_chat(
+    path: Path, model: FastVLM, resolution: int | None = None, aspect: str | None = None, overflow: str | None = None
+) -> Chat:
     """Read a conversation.
+
+    Args:
+        path: of the file.
+        model: goes on with it.
+        resolution: as in `FastVLM.chat`; default what the file says, as with the others.
+        aspect: likewise.
+        overflow: likewise.
 
     Raises:
         InputError: no such file, not one of ours, damaged, or of a model with another tokenizer.
@@ -63,13 +89,15 @@ def read_chat(path: Path, model: FastVLM) -> Chat:
     if not isinstance(data, dict) or data.get("fastvlm_chat") != FORMAT:
         raise InputError(f"{path} is no conversation of this version; expected one that Chat.save wrote")
     try:
-        return _restore(data, model, path)
+        side, shape = data.get("view", (None, None))  # older files have none
+        side, shape = side if resolution is None else resolution, shape if aspect is None else aspect
+        chat = Chat(model, (), data["system"], side, shape, data["overflow"] if overflow is None else overflow)
+        return _restore(chat, data, model, path)
     except (KeyError, TypeError, ValueError, OSError) as exc:
         raise InputError(f"the conversation {path} is damaged ({type(exc).__name__}: {exc}); begin a new one") from exc
 
 
-def _restore(data: dict[str, Any], model: FastVLM, path: Path) -> Chat:
-    chat = Chat(model, system=data["system"], overflow=data["overflow"])
+def _restore(chat: Chat, data: dict[str, Any], model: FastVLM, path: Path) -> Chat:
     if data["tokenizer"] != chat.tokenizer_digest:
         raise InputError(f"{path} is of a model with another tokenizer; load that model, or begin a new conversation")
     known = {name: picture_of(_from_png(text)) for name, text in data["png"].items()}
@@ -90,7 +118,8 @@ def _restore(data: dict[str, Any], model: FastVLM, path: Path) -> Chat:
         for entry in data["exchanges"]
     )
     chat.unseen, chat.first = pictures(data["unseen"]), pictures(data["first"])
-    model.expand(chat.token_ids, [picture.tokens for picture in chat.pictures])
+    # Not against the context: what no longer fits is there as well.
+    prompts.expand(chat.token_ids, [picture.tokens for picture in chat.pictures], model.config.decoder.vocab_size)
     return chat
 
 

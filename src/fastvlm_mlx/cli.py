@@ -122,26 +122,24 @@ def _chat(args: argparse.Namespace) -> None:
     GenerationOptions(**options)  # before a model is loaded for nothing
     if args.load and args.image:
         raise InputError("--load goes on with the images of that conversation; add others with /image")
+    if args.load and args.system is not None:
+        raise InputError("--load goes on with the system prompt of that conversation; leave --system out")
     images = _images(args.image)
     model = _load(args)
     _add_draft(args, options)
     if args.load:
-        chat = model.load_chat(args.load)
+        chat = model.load_chat(args.load, resolution=args.resolution, aspect=args.aspect, overflow=args.overflow)
     else:
-        chat = model.chat(
-            images, system=args.system, resolution=args.resolution, aspect=args.aspect, overflow=args.overflow
-        )
+        overflow = args.overflow or "drop"
+        chat = model.chat(images, system=args.system, resolution=args.resolution, aspect=args.aspect, overflow=overflow)
     Terminal(chat, options, format_stats, _show).run(read_lines())
 
 
 def _caption(args: argparse.Namespace) -> None:
-    from fastvlm_mlx.caption import Job
     from fastvlm_mlx.cli_caption import caption
     from fastvlm_mlx.types import GenerationOptions
 
-    options = GenerationOptions(**_options(args))
-    job = Job(args.prompt, args.model or "default", args.system, args.resolution, args.aspect, options)
-    caption(args, job, lambda: _load(args))
+    caption(args, GenerationOptions(**_options(args)))
 
 
 def _warmup(args: argparse.Namespace) -> None:

@@ -8,15 +8,20 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastvlm_mlx.caption import AnswerFile, Job, answer_images, find_images, merge_parts, part_of
+from fastvlm_mlx.bundle import CONFIG, QUANTIZED_BITS
+from fastvlm_mlx.caption import AnswerFile, Job, answer_images, files_digest, find_images, merge_parts, part_of
+from fastvlm_mlx.config import DecoderConfig, ModelConfig, check_side
 from fastvlm_mlx.errors import FastVLMError, ImageError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fastvlm_mlx.model import FastVLM
+    from fastvlm_mlx.types import GenerationOptions
+
+# Arguments of `load` that decide what the model computes, besides its files and the resolution.
+_LOADING = ("vision", "compute_units", "quantize", "dtype", "vision_dtype")
+_TEMPLATE = 32  # positions that a prompt has around its texts, at most
 
 
 class UnreadableError(FastVLMError):
@@ -50,21 +55,25 @@ class Ranks:
             mx.eval(mx.distributed.all_sum(mx.ones(1), stream=mx.cpu))
 
 
-def caption(args: argparse.Namespace, job: Job, load: Callable[[], FastVLM]) -> None:
-    """Run the command.
+def caption(args: argparse.Namespace, options: GenerationOptions) -> None:
+    """Run the command; the model is loaded once there is something to do.
 
     Args:
-        args: folder, out and batch_size.
-        job: what to ask.
-        load: loads the model, once there is something to do.
+        args: of the command.
+        options: how to decode.
 
     Raises:
-        InputError: no images, or a file with answers to something else. UnreadableError: at the end, if there were
-            images that can't be read.
+        InputError: no images, or a file with answers of another job. UnreadableError: at the end, if there were
+            images that can't be read. Others as `load`.
     """
-    if args.batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
+    from fastvlm_mlx.hub import resolve
+
+    _check(args)
     folder, out, names, ranks = args.folder, args.output, find_images(args.folder), Ranks.join()
+    bundle = resolve(args.model, revision=args.revision, local_files_only=args.local_files_only)
+    loading = {name: getattr(args, name) for name in _LOADING}
+    files = files_digest(bundle)
+    job = Job(args.prompt, args.model or "default", files, args.system, args.resolution, args.aspect, loading, options)
     if ranks.rank == 0:
         merge_parts(out, job)
     ranks.wait()
@@ -75,13 +84,47 @@ def caption(args: argparse.Namespace, job: Job, load: Callable[[], FastVLM]) -> 
     if todo:
         target = part_of(out, ranks.rank) if ranks.size > 1 else out
         with closing(AnswerFile(target, job)) as answers:
-            _answer(load(), folder, todo, job, answers, args.batch_size, failed, quiet=ranks.rank > 0)
+            _answer(_load(bundle, job), folder, todo, job, answers, args.batch_size, failed, quiet=ranks.rank > 0)
     ranks.wait()
     if ranks.rank == 0 and ranks.size > 1:
         merge_parts(out, job)
     print(f"{out}: {len(todo) - len(failed)} images answered, {len(known)} were before")
     if failed:
         raise UnreadableError(f"{len(failed)} of {len(names)} images can't be read, the others are in {out}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise InputError or ResolutionError for arguments out of range, before a model is downloaded for nothing."""
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if args.resolution is not None:
+        check_side(args.resolution)
+    if args.quantize not in (None, *QUANTIZED_BITS):
+        raise InputError(f"--quantize must be one of {', '.join(map(str, QUANTIZED_BITS))}, got {args.quantize}")
+
+
+def _load(bundle: Path, job: Job) -> FastVLM:
+    """Load the model to answer each image once: it keeps the beginning of the prompt and nothing of the images."""
+    from fastvlm_mlx.loading import load
+
+    room = beginning_bytes(ModelConfig.from_file(bundle / CONFIG).decoder, job)
+    loading: dict[str, Any] = dict(job.loading)
+    return load(bundle, resolution=job.resolution, prefix_cache_bytes=room, feature_cache_bytes=0, **loading)
+
+
+def beginning_bytes(decoder: DecoderConfig, job: Job) -> int:
+    """Most bytes that a prompt's rows take in the prefix cache up to the image.
+
+    The cache drops the ends of prompts first, so what all of them begin with stays. Before the image stand the system
+    prompt and, if it places the image last, the question: at most a position for each byte of them.
+    """
+    from fastvlm_mlx.prompt import DEFAULT_SYSTEM
+
+    texts = (DEFAULT_SYSTEM if job.system is None else job.system) + job.prompt
+    positions = _TEMPLATE + len(texts.encode(errors="replace"))
+    heads, head_dim = decoder.num_key_value_heads, decoder.hidden_size // decoder.num_attention_heads
+    row = decoder.num_hidden_layers * 2 * heads * head_dim * 4  # keys and values, in float32 at most
+    return positions * (row + 3 * 8)  # and the position's key
 
 
 def _answer(

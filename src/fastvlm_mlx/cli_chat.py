@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from fastvlm_mlx.answer import last_result
-from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.errors import FastVLMError, InputError
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 /image FILE   show an image with the next question
-/undo         take the last question and its answer back
+/undo         take back the images added since the last question, or else that question and its answer
 /reset        begin anew, with the images of the beginning
 /stats        where the time of the last answer went
 /save FILE    keep the conversation; `fastvlm chat --load FILE` goes on with it
@@ -50,23 +51,32 @@ class Terminal:
             text = line.strip()
             if text == "/quit":
                 return
+            left_out = self.chat.left_out
             try:
                 if text.startswith("/"):
                     self._command(*text[1:].split(maxsplit=1))
                 elif text:
                     self._ask(text)
-            except InputError as exc:  # the conversation is as before
+            except FastVLMError as exc:  # the conversation is as before
                 _say(str(exc))
+            except OSError as exc:
+                if not text.startswith("/"):
+                    raise  # answers can't be written any more: the exit code has to tell
+                _say(str(exc))
+            except KeyboardInterrupt:
+                _say("stopped")
+            if self.chat.left_out not in ((), left_out):
+                _say(_describe(len(self.chat.left_out)))
 
     def _ask(self, text: str) -> None:
-        pieces = self.chat.stream(text, **self._options)
-        try:
-            self._last = last_result(pieces, self._show)
-        except KeyboardInterrupt:
-            self._show("\n")
-            _say("stopped; the question is not part of the conversation")
-        else:
-            self._show("\n")
+        with closing(self.chat.stream(text, **self._options)) as pieces:
+            try:
+                self._last = last_result(pieces, self._show)
+            except KeyboardInterrupt:
+                self._show("\n")
+                _say("stopped; the question is not part of the conversation")
+            else:
+                self._show("\n")
 
     def _command(self, name: str = "", argument: str = "") -> None:
         if name == "image" and argument:
@@ -76,7 +86,7 @@ class Terminal:
             self.chat.save(argument)
             _say(f"saved to {argument}")
         elif name == "undo" and not argument:
-            _say(f"taken back: {self.chat.undo().question}")
+            self._undo()
         elif name == "reset" and not argument:
             self.chat.reset()
             _say("a new conversation")
@@ -86,6 +96,26 @@ class Terminal:
             print(HELP, file=sys.stderr)
         else:
             raise InputError(f"/{name} {argument}".rstrip() + " is no command; /help lists them")
+
+    def _undo(self) -> None:
+        before = len(self.chat.unseen)
+        gone = self.chat.undo()
+        if gone is None:
+            _say(f"taken back: {_images(before - len(self.chat.unseen))} that no question has shown")
+            return
+        question = " ".join(gone.question.split())  # an <image> stands on a line of its own
+        shown = f"; the next question shows its {_images(len(gone.pictures))}" if gone.pictures else ""
+        _say(f"taken back: {question}{shown}")
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
+
+
+def _describe(left_out: int) -> str:
+    """What a full context means for the latest question."""
+    count = f"{left_out} earlier question{'s' * (left_out > 1)}"
+    return f"the context is full: the model no longer sees {count}, oldest first; /save keeps them"
 
 
 def read_lines() -> Iterator[str]:

@@ -34,16 +34,16 @@ class Core:
         engine: the decoder, the vision encoder and what they have computed before.
         tokenizer: None for a bundle without one, which takes prompts as ids only.
         resolution: side in pixels of the images that the encoder gets, a multiple of 64.
-        identity: of the weights and their types; what was computed with others doesn't fit.
+        weights: which ones, in which types.
 
     Attributes:
         stop_ids: tokens that end an answer.
     """
 
     def __init__(
-        self, config: ModelConfig, engine: Engine, tokenizer: Tokenizer | None, resolution: int, identity: str = ""
+        self, config: ModelConfig, engine: Engine, tokenizer: Tokenizer | None, resolution: int, weights: str = ""
     ) -> None:
-        self.config, self.resolution, self.identity = config, resolution, identity
+        self.config, self.resolution, self._weights = config, resolution, weights
         self.engine, self.tokenizer = engine, tokenizer
         self.stop_ids = set(config.eos_token_ids)
         if tokenizer:
@@ -53,6 +53,11 @@ class Core:
     def device(self) -> str:
         """What runs which part, such as "vision: MLX (gpu), decoder: MLX (gpu)"."""
         return f"vision: {self.engine.vision.device}, decoder: MLX ({mx.default_device().type.name})"
+
+    @property
+    def identity(self) -> str:
+        """What answers depend on besides the question: weights, their types, and what encodes images by now."""
+        return f"{self._weights}, vision by {self.engine.vision.device}"
 
     @property
     def decoder(self) -> Decoder:
@@ -83,20 +88,17 @@ class Core:
             clock: times of the stages so far.
 
         Raises:
-            ContextLengthError: the prompt fills the context, or `max_kv_size`. InputError: the draft has another
-                tokenizer, or `kv_group_size` doesn't fit.
+            ContextLengthError: the prompt fills the context, the draft's, or `max_kv_size`. InputError: the draft
+                has another tokenizer, or `kv_group_size` doesn't fit. EncoderError: the draft can't see images.
         """
         room = prompts.check_context(spans, self.config.context_length)
         engine, draft, most = self.engine, options.draft, min(options.max_tokens, room)
         if draft:
-            check_draft(self.tokenizer, draft.tokenizer)
+            check_draft(self, draft, spans, bool(pictures))
         with resident(self.decoder):
             prompt = engine.prefill(spans, pictures, options, clock)
             if draft:
-                drafts = draft.engine
-                tokens = speculate(
-                    engine, prompt, drafts, lambda: drafts.prefill(spans, pictures, options, Clock()), options, most
-                )
+                tokens = speculate(engine, prompt, draft.engine, spans, pictures, options, most)
             else:
                 tokens = engine.decode(prompt, options, most)
             yield from read_answer(engine.keeping(prompt, tokens), self.reader(spans, prompt.known, options, clock))

@@ -17,7 +17,7 @@ from fastvlm_mlx.pictures import Picture, Vision
 from fastvlm_mlx.prefill import embed, fill, image_starts, located, prefill
 from fastvlm_mlx.prompt import ImageSpan, Span, TextSpan
 from fastvlm_mlx.timing import Clock
-from fastvlm_mlx.types import GenerationOptions, ImageFeatures
+from fastvlm_mlx.types import KV_GROUP_SIZES, GenerationOptions, ImageFeatures
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Engine:
         self._check_kv(options, len(keys))
         cache = self.prefixes.take(keys, len(self.decoder.layers))
         known = cache[0].offset
-        images = self._see(spans, pictures, cache, clock)
+        images = self._see(spans, pictures, cache, clock, options)
         rows = embed(self.decoder, spans, images, cache[0].offset)
         logits = prefill(self.decoder, rows, cache, options.prefill_step_size, options.progress)
         mx.eval(logits)
@@ -80,14 +80,20 @@ class Engine:
         if self.prefixes.match(keys) == len(keys):
             return
         cache = self.prefixes.take(keys, len(self.decoder.layers))
-        images = self._see(spans, pictures, cache, Clock())
+        images = self._see(spans, pictures, cache, Clock(), GenerationOptions())
         fill(self.decoder, embed(self.decoder, spans, images, cache[0].offset), cache)
         self.prefixes.put(keys, cache, _cuts(spans))
 
     def decode(self, prompt: Prefilled, options: GenerationOptions, max_tokens: int) -> Generator[int, None, None]:
-        """Tokens after a prompt, one by one; see `generation.generate_tokens`."""
-        cache = _kept_as_asked(prompt.cache, options)
-        return generate_tokens(self.decoder, prompt.logits, cache, prompt.text_ids, options, max_tokens)
+        """Tokens after a prompt, one by one; see `generation.generate_tokens`.
+
+        With `kv_bits` or `max_kv_size` the prompt's own rows are given up for those that the options ask for.
+        """
+
+        def rows() -> Sequence[LayerCache]:
+            return self._traded(prompt, options) if options.kv_bits or options.max_kv_size else prompt.cache
+
+        return generate_tokens(self.decoder, prompt.logits, rows, prompt.text_ids, options, max_tokens)
 
     def keeping(self, prompt: Prefilled, tokens: Generator[int, None, None]) -> Iterator[int]:
         """Pass tokens on; keep their rows and the prompt's for later, also if the caller stops in the middle."""
@@ -102,16 +108,48 @@ class Engine:
 
     def keep(self, prompt: Prefilled, taken: Sequence[int]) -> None:
         """Keep the rows of a prompt, and of those tokens after it that the same cache has."""
+        if not prompt.cache:  # given up, and kept before
+            return
         fed = taken[: prompt.cache[0].offset - len(prompt.keys)]
         keys = np.concatenate([prompt.keys, token_keys(fed)]) if fed else prompt.keys
         self.prefixes.put(keys, prompt.cache, [*prompt.cuts, len(prompt.keys)])
 
-    def _check_kv(self, options: GenerationOptions, positions: int) -> None:
-        """Raise InputError or ContextLengthError unless the cache can be as it is asked for."""
+    def _traded(self, prompt: Prefilled, options: GenerationOptions) -> list[LayerCache]:
+        """Rows in fewer bits, or in a cache that forgets, for the prompt's own: block by block, so as not to hold both.
+
+        What the prefix cache has of them stays there; it is bounded for itself.
+        """
+        self.keep(prompt, [])
+        traded: list[LayerCache] = []
+        while prompt.cache:
+            entry = prompt.cache.pop(0)
+            if options.kv_bits:
+                traded.append(entry.to_quantized(self._group_size(options), options.kv_bits))
+            elif options.max_kv_size:
+                traded.append(_rotating(entry, options.max_kv_size))
+            mx.eval(traded[-1].keys, traded[-1].values)
+        return traded
+
+    def _group_size(self, options: GenerationOptions) -> int:
+        """How many values share a scale.
+
+        Raises:
+            InputError: what is asked for doesn't divide the head's size, or nothing does.
+        """
         config = self.decoder.config
         head_dim = config.hidden_size // config.num_attention_heads
-        if options.kv_bits and head_dim % options.kv_group_size:
-            raise InputError(f"kv_group_size {options.kv_group_size} doesn't divide the head's size, {head_dim}")
+        fitting = [size for size in KV_GROUP_SIZES if head_dim % size == 0]
+        if options.kv_group_size in fitting:
+            return options.kv_group_size
+        if options.kv_group_size or not fitting:
+            remedy = f"choose {' or '.join(map(str, fitting))}" if fitting else "leave kv_bits out"
+            raise InputError(f"kv_group_size must divide the head's size, {head_dim}; {remedy}")
+        return fitting[0]
+
+    def _check_kv(self, options: GenerationOptions, positions: int) -> None:
+        """Raise InputError or ContextLengthError unless the cache can be as it is asked for."""
+        if options.kv_bits:
+            self._group_size(options)
         if options.max_kv_size is not None and options.max_kv_size <= positions:
             raise ContextLengthError(
                 f"max_kv_size is {options.max_kv_size}, the prompt has {positions} positions and the answer needs "
@@ -119,7 +157,12 @@ class Engine:
             )
 
     def _see(
-        self, spans: Sequence[Span], pictures: Sequence[Picture], cache: list[KVCache], clock: Clock
+        self,
+        spans: Sequence[Span],
+        pictures: Sequence[Picture],
+        cache: list[KVCache],
+        clock: Clock,
+        options: GenerationOptions,
     ) -> dict[int, mx.array]:
         """Embeddings of the images whose positions aren't all in the cache."""
         known, starts = cache[0].offset, image_starts(spans)
@@ -127,10 +170,9 @@ class Engine:
         seen = {index: f for index in needed if (f := self.vision.cache.get(pictures[index].digest))}
         blind = [index for index in needed if index not in seen]
         if blind and self.vision.runs_beside:
-            self._fill(spans, seen, starts[blind[0]], cache)
             first = {pictures[index].digest: index for index in reversed(blind)}  # of those that come twice
-            for index in sorted(first.values()):
-                self.vision.begin(pictures[index])
+            waiting = [pictures[index] for index in sorted(first.values())]
+            self._fill_beside(spans, seen, starts[blind[0]], cache, options, waiting)
         done: dict[bytes, ImageFeatures] = {}  # the cache may be too small for all of them
         for index in blind:
             digest = pictures[index].digest
@@ -138,25 +180,36 @@ class Engine:
             seen[index] = done[digest]
         return {index: features.embeddings for index, features in seen.items()}
 
-    def _fill(self, spans: Sequence[Span], seen: dict[int, ImageFeatures], stop: int, cache: list[KVCache]) -> None:
-        """Send the positions before `stop` on their way, without waiting."""
-        if stop > cache[0].offset:
-            images = {index: features.embeddings for index, features in seen.items()}
-            fill(self.decoder, embed(self.decoder, spans, images, cache[0].offset, stop), cache)
+    def _fill_beside(
+        self,
+        spans: Sequence[Span],
+        seen: dict[int, ImageFeatures],
+        stop: int,
+        cache: list[KVCache],
+        options: GenerationOptions,
+        pictures: Sequence[Picture],
+    ) -> None:
+        """Send the positions before `stop` on their way, and the pictures to the encoder; wait for neither.
+
+        A long text takes several passes, of which each waits for the one before: the encoder begins after the first.
+        """
+        start, step = cache[0].offset, options.prefill_step_size
+        images = {index: features.embeddings for index, features in seen.items()}
+        rows = embed(self.decoder, spans, images, start, stop) if stop > start else None
+        if rows is not None:
+            fill(self.decoder, rows[:, :step], cache)
+            mx.async_eval([entry.state for entry in cache])
+        for picture in pictures:
+            self.vision.begin(picture)
+        if rows is not None and rows.shape[1] > step:
+            total, report = sum(map(len, spans)), options.progress
+            progress = (lambda done, _: report(done, total)) if report else None
+            fill(self.decoder, rows[:, step:], cache, step, progress)
             mx.async_eval([entry.state for entry in cache])
 
 
 def _cuts(spans: Sequence[Span]) -> list[int]:
     return [cut for start, s in located(spans) if isinstance(s, ImageSpan) for cut in (start, start + len(s))]
-
-
-def _kept_as_asked(cache: list[KVCache], options: GenerationOptions) -> list[LayerCache]:
-    """The prompt's rows, in fewer bits or in a cache that forgets; others than the prompt's own, which is kept."""
-    if options.kv_bits:
-        return [entry.to_quantized(options.kv_group_size, options.kv_bits) for entry in cache]
-    if options.max_kv_size is not None:
-        return [_rotating(entry, options.max_kv_size) for entry in cache]
-    return list(cache)
 
 
 def _rotating(entry: KVCache, size: int) -> RotatingKVCache:

@@ -50,7 +50,7 @@ def resident(decoder: Decoder) -> Iterator[None]:
 def generate_tokens(
     decoder: Decoder,
     logits: mx.array,
-    cache: Sequence[LayerCache],
+    rows: Callable[[], Sequence[LayerCache]],
     context_ids: Sequence[int],
     options: GenerationOptions,
     max_tokens: int,
@@ -64,7 +64,7 @@ def generate_tokens(
     Args:
         decoder: the language model.
         logits: (1, V) after the prompt.
-        cache: holds the prompt's rows; gains one per token.
+        rows: gives the cache, which holds the prompt's rows and gains one per token; asked after the first token.
         context_ids: the prompt's text ids, for the repetition penalty.
         options: how to sample.
         max_tokens: most tokens to yield, >= 1.
@@ -77,6 +77,7 @@ def generate_tokens(
     choose = make_chooser(decoder, context_ids, options)
     token = choose(logits)
     yield cast(int, token.item())
+    cache = rows() if max_tokens > 1 else ()
     for count in range(1, max_tokens):
         following = choose(decoder(token[None], cache)[:, -1])
         mx.async_eval(following)

@@ -141,7 +141,9 @@ def _decode(source: str | IO[bytes] | Image.Image, name: str) -> Image.Image:
         raise ImageError(f"{name} is a folder; give a file") from exc
     except UnidentifiedImageError as exc:
         raise ImageError(f"{name} is empty or no image that Pillow reads") from exc
-    except (OSError, SyntaxError, ValueError) as exc:  # Pillow's decoders raise all three on damaged files
+    except (ImageError, MemoryError):
+        raise
+    except Exception as exc:  # on damaged files, Pillow's decoders raise OSError, SyntaxError, RuntimeError and others
         raise ImageError(f"{name} can't be decoded ({exc}); it may be truncated or damaged") from exc
 
 

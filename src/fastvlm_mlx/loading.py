@@ -73,11 +73,9 @@ def load(
             GPU, float32 on a CPU.
         revision: commit or branch on the hub.
         local_files_only: never go to the network.
-        prefix_cache_bytes: most memory for keys and values of earlier prompts and answers, so that what a prompt
-            has in common with one of them isn't computed again; 0 keeps none.
+        prefix_cache_bytes: most memory for what was computed of earlier prompts and answers; 0 keeps none.
         feature_cache_bytes: most memory for the features of earlier images; 0 keeps none.
-        warm: answer a question about a black image now, so that the first one of yours doesn't wait for weights to
-            be read, kernels to be compiled and Core ML to be loaded.
+        warm: answer a question about a black image now, so that the first of yours waits for nothing to be loaded.
 
     Raises:
         BundleError, ConfigError, WeightsError: the bundle can't be used. HubError: the hub can't.
@@ -146,13 +144,8 @@ def assemble(
     decoder = Decoder(network, config.decoder, tokenizer.size if tokenizer else None)
     prefix_bytes, feature_bytes = cache_bytes
     engine = Engine(decoder, Vision(encoder, projector, feature_bytes), PrefixCache(prefix_bytes))
-    return FastVLM(config, engine, tokenizer, side, _identity(bundle, quantize, kept, encoder))
-
-
-def _identity(bundle: Bundle, quantize: int | None, dtype: mx.Dtype | None, encoder: Encoder | None) -> str:
-    """What the rows that a model computes depend on: its files, the types of its weights, and what encodes."""
-    files = sha256(bundle.path / MANIFEST)
-    return f"{files}, quantize {quantize}, dtype {dtype}, vision {encoder.device if encoder else None}"
+    weights = f"{sha256(bundle.path / MANIFEST)}, quantize {quantize}, dtype {kept}, vision_dtype {vision_kept}"
+    return FastVLM(config, engine, tokenizer, side, weights)
 
 
 def warm_up(

@@ -127,8 +127,10 @@ class FastVLM(Core):
             system: replaces the default system prompt; "" leaves the system turn out.
             resolution: side in pixels of the preprocessed images; default the model's.
             aspect: "pad", "crop" or "stretch"; default the model's.
-            overflow: what happens when it no longer fits the context: "error", or "drop" the oldest questions and
-                answers, but those that show an image.
+            overflow: what happens when it no longer fits the context: "error", or "drop": a question does without
+                the oldest ones and their answers, without those that show an image only as a last resort. So much
+                is left out that `max_tokens` positions are free for the answer, or a quarter of the context if
+                that is less. Nothing is forgotten: `undo` and `save` have everything.
 
         Raises:
             ImageError, ResolutionError, InputError: bad input. PromptError: the bundle has no tokenizer.
@@ -137,15 +139,28 @@ class FastVLM(Core):
 
         return Chat(self, image_list(images), system, resolution, aspect, overflow)
 
-    def load_chat(self, path: str | PathLike[str]) -> Chat:
+    def load_chat(
+        self,
+        path: str | PathLike[str],
+        *,
+        resolution: int | None = None,
+        aspect: str | None = None,
+        overflow: str | None = None,
+    ) -> Chat:
         """Go on with a conversation that `Chat.save` wrote.
 
-        Raises:
-            InputError: no such file, damaged, or of a model with another tokenizer.
-        """
-        from fastvlm_mlx.chat_file import read_chat
+        Args:
+            path: of the file; `~` is the home folder.
+            resolution: of images that are added from now on, as in `chat`; default that of the conversation.
+            aspect: likewise.
+            overflow: as in `chat`; default that of the conversation.
 
-        return read_chat(Path(path), self)
+        Raises:
+            InputError: no such file, damaged, or of a model with another tokenizer; a bad argument.
+        """
+        from fastvlm_mlx.chat_file import file_at, read_chat
+
+        return read_chat(file_at(path), self, resolution, aspect, overflow)
 
     def save_prefix(self, path: str | PathLike[str]) -> int:
         """Write what is known of earlier prompts, for a later process with the same model and types.
@@ -155,7 +170,7 @@ class FastVLM(Core):
         """
         from fastvlm_mlx.prefix_file import write_prefixes
 
-        return write_prefixes(Path(path), self.engine.prefixes, self.identity)
+        return write_prefixes(Path(path).expanduser(), self.engine.prefixes, self.identity)
 
     def load_prefix(self, path: str | PathLike[str]) -> int:
         """Know what `save_prefix` wrote: the same questions, or others about the same images, begin there.
@@ -168,7 +183,7 @@ class FastVLM(Core):
         """
         from fastvlm_mlx.prefix_file import read_prefixes
 
-        return read_prefixes(Path(path), self.engine.prefixes, self.identity)
+        return read_prefixes(Path(path).expanduser(), self.engine.prefixes, self.identity)
 
     def warm_up(self) -> None:
         """Compute everything once, on a black image, and keep nothing of it."""
@@ -198,7 +213,7 @@ class FastVLM(Core):
 
         Args:
             images: what each question is about; each entry as in `generate`.
-            prompts: a question for each, or one text for all.
+            prompts: a question for each, or one for all.
             batch_size: most answers that are decoded together, >= 1.
             system: as in `generate`.
             resolution: as in `generate`.
@@ -206,7 +221,8 @@ class FastVLM(Core):
             **options: as in `generate`, but for kv_bits, max_kv_size and draft.
 
         Returns:
-            Results in the order of the questions; greedy ones are those of `generate`.
+            Results in the order of the questions; greedy ones are those of `generate`. The peak of memory is that of
+            all of them until then.
 
         Raises:
             InputError and others: as `generate`, for the first question that is wrong, before anything is decoded.
@@ -214,6 +230,6 @@ class FastVLM(Core):
         from fastvlm_mlx.batch import decode_together, read_requests
 
         chosen = GenerationOptions(**options)
-        requests = read_requests(self, images, prompts, system, self.view(resolution, aspect))
+        requests = read_requests(self, images, prompts, system, self.view(resolution, aspect), batch_size)
         done = dict(decode_together(self, iter(requests), chosen, batch_size))
         return [done[number] for number in range(len(requests))]

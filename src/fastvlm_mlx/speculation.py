@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.errors import EncoderError, InputError
 from fastvlm_mlx.generation import make_chooser, make_token_sampler
+from fastvlm_mlx.prompt import check_context
+from fastvlm_mlx.timing import Clock
 
 if TYPE_CHECKING:
+    from fastvlm_mlx.core import Core
     from fastvlm_mlx.engine import Engine, Prefilled
-    from fastvlm_mlx.tokenizer import Tokenizer
-    from fastvlm_mlx.types import GenerationOptions
+    from fastvlm_mlx.pictures import Picture
+    from fastvlm_mlx.prompt import Span
+    from fastvlm_mlx.types import Draft, GenerationOptions
 
 
-def check_draft(tokenizer: Tokenizer | None, drafts: Tokenizer | None) -> None:
-    """Raise InputError unless two models mean the same by an id."""
-    if tokenizer is None or drafts is None or not tokenizer.same_as(drafts):
+def check_draft(model: Core, draft: Draft, spans: Sequence[Span], shows: bool) -> None:
+    """Check that a draft can propose, before anything is computed.
+
+    Args:
+        model: decides.
+        draft: proposes.
+        spans: the prompt.
+        shows: whether it has images.
+
+    Raises:
+        InputError: the two mean different things by an id. EncoderError: there are images and the draft has no
+            encoder. ContextLengthError: the prompt is too long for the draft.
+    """
+    if model.tokenizer is None or draft.tokenizer is None or not model.tokenizer.same_as(draft.tokenizer):
         raise InputError("a draft needs the same tokenizer as the model; choose a smaller model of the same family")
+    if shows and draft.engine.vision.encoder is None:
+        raise EncoderError(
+            "the draft has no vision weights for MLX and the prompt shows an image; convert the draft from its "
+            "PyTorch checkpoint, or leave it out"
+        )
+    check_context(spans, draft.config.context_length)
 
 
 def speculate(
     engine: Engine,
     prompt: Prefilled,
     drafts: Engine,
-    prefill_draft: Callable[[], Prefilled],
+    spans: Sequence[Span],
+    pictures: Sequence[Picture],
     options: GenerationOptions,
     max_tokens: int,
 ) -> Generator[int, None, None]:
@@ -39,7 +62,8 @@ def speculate(
         engine: of the model that decides.
         prompt: what it has seen.
         drafts: of the model that proposes.
-        prefill_draft: lets it see the same.
+        spans: the prompt, for the draft to see too.
+        pictures: its images.
         options: how to sample, and how many tokens to propose at a time.
         max_tokens: most tokens to yield, >= 1.
 
@@ -55,7 +79,7 @@ def speculate(
         return
     from mlx_lm.generate import speculative_generate_step  # imports transformers, a second or more
 
-    seen = prefill_draft()
+    seen = drafts.prefill(spans, pictures, replace(options, progress=None), Clock())
     steps = speculative_generate_step(
         first,
         cast(nn.Module, engine.decoder),

@@ -26,6 +26,7 @@ ASPECTS: tuple[str, ...] = get_args(Aspect)
 BATCH_SIZE = 8  # answers that are decoded together
 PREFILL_STEP = 2048  # positions per pass: attention scores of longer ones take much memory
 KV_BITS = (2, 3, 4, 6, 8)
+KV_GROUP_SIZES = (64, 32, 128)  # the first that divides the head's size is the default
 IMAGE_TOKEN_ID = -200  # LLaVA's sentinel for "an image stands here" in a list of ids; never in a vocabulary
 
 
@@ -48,6 +49,7 @@ _OPTION_KINDS: dict[str, type | tuple[type, ...]] = {
 class Draft(Protocol):
     """What a draft needs to have; a `FastVLM` has it."""
 
+    config: Any
     engine: Any
     tokenizer: Any
 
@@ -65,7 +67,7 @@ class OptionArgs(TypedDict, total=False):
     stop: str | Sequence[str]
     ignore_eos: bool
     kv_bits: int | None
-    kv_group_size: int
+    kv_group_size: int | None
     max_kv_size: int | None
     prefill_step_size: int
     progress: Callable[[int, int], object] | None
@@ -88,8 +90,10 @@ class GenerationOptions:
         stop: string or strings that end the answer; they are not part of it.
         ignore_eos: go on past end-of-sequence tokens (for benchmarks).
         kv_bits: 2, 3, 4, 6 or 8: keep keys and values in that many bits while decoding; the prompt is still
-            prefilled in full width, so the first token is as without.
-        kv_group_size: values that share a scale then: 32, 64 or 128, a divisor of the head's size.
+            prefilled in full width, so the first token is as without. Such rows of an answer aren't kept for
+            later prompts.
+        kv_group_size: values that share a scale then: 32, 64 or 128, a divisor of the head's size; None is 64,
+            or 32 where the head's size asks for it.
         max_kv_size: most positions that are kept. The prompt always is; of the answer the latest tokens, so
             that an endless one needs no more memory.
         prefill_step_size: most positions per decoder pass, >= 1; longer prompts are prefilled in several.
@@ -109,7 +113,7 @@ class GenerationOptions:
     stop: str | Sequence[str] = ()
     ignore_eos: bool = False
     kv_bits: int | None = None
-    kv_group_size: int = 64
+    kv_group_size: int | None = None
     max_kv_size: int | None = None
     prefill_step_size: int = PREFILL_STEP
     progress: Callable[[int, int], object] | None = None
@@ -133,7 +137,7 @@ class GenerationOptions:
             "repetition_penalty": (self.repetition_penalty is None or self.repetition_penalty > 0, "above 0"),
             "seed": (self.seed is None or 0 <= self.seed < 2**64, "in [0, 2^64)"),
             "kv_bits": (self.kv_bits in (None, *KV_BITS), f"None or one of {', '.join(map(str, KV_BITS))}"),
-            "kv_group_size": (self.kv_group_size in (32, 64, 128), "32, 64 or 128"),
+            "kv_group_size": (self.kv_group_size in (None, *KV_GROUP_SIZES), "None, 32, 64 or 128"),
             "max_kv_size": (self.max_kv_size is None or self.max_kv_size >= 1, "at least 1"),
             "prefill_step_size": (self.prefill_step_size >= 1, "at least 1"),
             "num_draft_tokens": (self.num_draft_tokens >= 1, "at least 1"),
@@ -142,6 +146,8 @@ class GenerationOptions:
         for name, (fine, expected) in checks.items():
             if not fine:
                 raise InputError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+        if self.draft is not None and not hasattr(self.draft, "engine"):
+            raise InputError(f"draft must be a loaded model, got {self.draft!r}; load it first")
         if self.kv_bits and self.max_kv_size:
             raise InputError("kv_bits and max_kv_size don't go together; choose one")
         if self.draft and (self.kv_bits or self.max_kv_size or self.repetition_penalty not in (None, 1.0)):

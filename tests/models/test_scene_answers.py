@@ -11,24 +11,12 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from nano.dice import Dice
-from nano.phrases import Question, plural
-from nano.planning import Plan, plan_scene
-from nano.questions import ask_all
+from nano.phrases import Question
 from nano.scenes import ALPHABET, COLOURS, SHAPES, SPLITS, Scene, make_scene
 from nano.vocabulary import NINTHS, PAINTS
+from support.plans import NOUN, NOUNS, Cell, planned
 
 THIRDS = (0, 1, 1, 2)  # of a row or column of the 4 x 4 cells
-NOUNS = {**{shape: shape for shape in SHAPES}, **{plural(shape): shape for shape in SHAPES}}
-NOUN = re.compile(rf"(?:\b({'|'.join(COLOURS)}) )?\b({'|'.join(NOUNS)}|shapes?)\b")
-Cell = tuple[int, int, str, str]  # row and column as thirds, shape, colour
-
-
-def planned(seed: int, split: str, family: str | None = None) -> tuple[Plan, tuple[Question, ...]]:
-    """A scene without its picture, as `make_scene` plans it."""
-    dice = Dice(SPLITS.index(split), seed)
-    plan = plan_scene(dice, split == "held-out", family)
-    return plan, ask_all(plan, dice, split == "held-out")
 
 
 def filled(scene: Scene) -> list[Cell]:

@@ -17,10 +17,8 @@ from PIL import Image
 
 pytest.importorskip("matplotlib")
 
-from nano.dice import Dice
-from nano.phrases import PHRASES, Question, plural, template_of
-from nano.planning import Plan, plan_scene
-from nano.questions import ask_all
+from nano.phrases import PHRASES, Question, template_of
+from nano.planning import Plan
 from nano.scenes import (
     ALPHABET,
     BACKGROUNDS,
@@ -42,18 +40,9 @@ from nano.vocabulary import (
     TRAIN_FONTS,
     TRAIN_WORDS,
 )
+from support.plans import NOUN, NOUNS, planned
 
 ROOT = Path(__file__).resolve().parents[2]
-NOUNS = {**{shape: shape for shape in SHAPES}, **{plural(shape): shape for shape in SHAPES}}
-NOUN = re.compile(rf"(?:\b({'|'.join(COLOURS)}) )?\b({'|'.join(NOUNS)}|shapes?)\b")
-Cell = tuple[int, int, str, str]  # row and column as thirds, shape, colour
-
-
-def planned(seed: int, split: str, family: str | None = None) -> tuple[Plan, tuple[Question, ...]]:
-    """A scene without its picture, as `make_scene` plans it."""
-    dice = Dice(SPLITS.index(split), seed)
-    plan = plan_scene(dice, split == "held-out", family)
-    return plan, ask_all(plan, dice, split == "held-out")
 
 
 @cache

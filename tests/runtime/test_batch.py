@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from fastvlm_mlx.batch import Request, decode_together
+from fastvlm_mlx.batch import Request, decode_together, read_requests
 from fastvlm_mlx.errors import ContextLengthError, ImageError, InputError, PromptError
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.types import GenerationOptions
@@ -137,3 +140,31 @@ def test_bad_input_is_told_before_anything_is_computed(tiny, tmp_path, monkeypat
         tiny.batch(PICTURES[:1], [[1, -200]], kv_bits=8)
     with pytest.raises(ContextLengthError):
         tiny.batch([None], [[1] * 40_000])
+
+
+def test_one_prompt_for_all(tiny):
+    pictures = PICTURES[:3]
+    right = [tiny.generate(picture, [1, -200, 2], max_tokens=4, **OPTIONS).token_ids for picture in pictures]
+    for prompt in ([1, -200, 2], (1, -200, 2), np.array([1, -200, 2]), [[1, -200, 2]] * 3):
+        found = tiny.batch(pictures, prompt, max_tokens=4, **OPTIONS)
+        assert [r.token_ids for r in found] == right
+
+
+@pytest.mark.parametrize("images", ["photo.jpg", b"bytes", PICTURES[0], None])
+def test_images_that_are_no_list_are_refused(tiny, images):
+    with pytest.raises(InputError, match="images must be a list with an entry for each question, got"):
+        tiny.batch(images, "Hi")
+
+
+def test_files_far_ahead_are_not_held(tiny, tmp_path):
+    """All are checked first; those of the first batch keep their pixels, later ones are read when they are needed."""
+    files = []
+    for number in range(5):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(np.full((64, 64, 3), 40 * number, np.uint8)).save(files[-1])
+    right = [tiny.generate(file, [1, -200, 2], max_tokens=4, **OPTIONS).token_ids for file in files]
+    tiny.clear_cache()
+    requests = read_requests(tiny, files, [1, -200, 2], None, (128, "pad"), 2)
+    held = [isinstance(request.pictures[0].make_pixels, partial) for request in requests]
+    assert held == [False, False, True, True, True]
+    assert [r.token_ids for r in tiny.batch(files, [1, -200, 2], batch_size=2, max_tokens=4, **OPTIONS)] == right

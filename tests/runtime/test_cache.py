@@ -135,6 +135,20 @@ def test_too_large_for_the_room_and_switched_off():
     assert filled(0, [1, 2]).nbytes == 0
 
 
+def test_what_is_dropped_at_once_is_never_copied(monkeypatch):
+    copied, evaluate = [], mx.async_eval
+
+    def watched(nodes: list) -> None:
+        copied.extend(rows[0][0].shape[2] for rows in nodes)
+        evaluate(nodes)
+
+    monkeypatch.setattr(mx, "async_eval", watched)
+    cache = PrefixCache(3 * ROW_BYTES)
+    cache.put(token_keys([1, 2, 3, 4, 5, 6]), rows_of([1, 2, 3, 4, 5, 6]), cuts=[2, 5])
+    assert copied == [2]
+    assert check(cache, [1, 2, 3, 4]) == 2
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_prompts_against_a_list_of_them(seed):
     """Whatever is put, taken and dropped: rows are right, sizes exact, and without dropping nothing is missed."""

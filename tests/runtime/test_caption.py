@@ -10,41 +10,20 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_mlx import load
-from fastvlm_mlx.caption import AnswerFile, Job, answer_images, find_images, merge_parts, part_of
+from fastvlm_mlx import load, loading
+from fastvlm_mlx.caption import Job
 from fastvlm_mlx.cli import main
-from fastvlm_mlx.errors import InputError
-from fastvlm_mlx.types import GenerationOptions
+from fastvlm_mlx.cli_caption import beginning_bytes
+from support.captions import OPTIONS, damaged_avif, entries, write_images
+from support.work import counted
 
-OPTIONS = ["--resolution", "64", "--max-tokens", "4"]
 LAUNCH = shutil.which("mlx.launch", path=str(Path(sys.executable).parent))
-
-
-def write_images(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    for seed in range(count):
-        pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{seed:03}.png")
-    return folder
-
-
-def entries(path: Path) -> dict[str, str]:
-    """Answers by image; each image once."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len({line["image"] for line in lines}) == len(lines)
-    return {line["image"]: line["text"] for line in lines}
-
-
-@pytest.fixture(scope="module")
-def default_model():
-    """What the command uses where none is named."""
-    return load(vision="mlx")
 
 
 @pytest.fixture
@@ -85,36 +64,59 @@ def test_unreadable_images_are_told_and_skipped(folder, tmp_path, capsys):
     assert "1 images answered, 4 were before" in capsys.readouterr().out
 
 
-def test_a_half_written_line_is_done_again_and_nothing_else(folder, tmp_path, default_model):
-    out, job = (
-        tmp_path / "answers.jsonl",
-        Job("What?", "default", resolution=64, options=GenerationOptions(max_tokens=3)),
-    )
-    answers = AnswerFile(out, job)
-    for name, answer in answer_images(default_model, folder, find_images(folder)[:3], job, print):
-        answers.add(name, answer)
-    answers.close()
-    whole = out.read_bytes()
-    out.write_bytes(whole[:-7])
-    again = AnswerFile(out, job)
-    assert len(again.done) == 2
-    assert out.read_bytes() == whole[: whole.rstrip(b"\n").rfind(b"\n") + 1]
-    with pytest.raises(InputError, match="another process writes"):
-        AnswerFile(out, job)
-    again.close()
+def test_a_picture_whose_decoder_breaks_is_skipped(folder, tmp_path, capsys):
+    """AVIF's decoder raises RuntimeError on damaged data."""
+    (folder / "001.avif").write_bytes(damaged_avif())
+    out = tmp_path / "answers.jsonl"
+    assert main(["caption", str(folder), "-o", str(out), *OPTIONS]) == 1
+    assert "001.avif is skipped: " in capsys.readouterr().err
+    assert len(entries(out)) == 6
 
 
-def test_files_about_something_else_are_left_alone(folder, tmp_path):
+def test_a_name_that_is_not_utf8_is_answered_and_resumed(folder, tmp_path, capsys):
+    name = os.fsdecode(b"b\xff.png")
+    try:
+        shutil.copy(folder / "000.png", folder / name)
+    except OSError:
+        pytest.skip("this file system has no such names")
     out = tmp_path / "answers.jsonl"
     assert main(["caption", str(folder), "-o", str(out), *OPTIONS]) == 0
-    before = out.read_bytes() + b'{"half'
-    out.write_bytes(before)
-    assert main(["caption", str(folder), "-o", str(out), "--prompt", "Other?", *OPTIONS]) == 2
-    assert out.read_bytes() == before
-    for text in ("a diary\n", '["list"]\n', '{"no": "image"}\n'):
-        out.write_text(text)
-        assert main(["caption", str(folder), "-o", str(out), *OPTIONS]) == 2
-        assert out.read_text() == text
+    assert name in entries(out)
+    out.read_bytes().decode()
+    assert main(["caption", str(folder), "-o", str(out), *OPTIONS]) == 0
+    assert "0 images answered, 7 were before" in capsys.readouterr().out
+
+
+def test_each_image_computes_its_own_positions_and_leaves_nothing(folder, tmp_path, monkeypatch):
+    """The beginning is computed once; neither rows nor features of an image stay, nor are they copied."""
+    loaded, works = [], []
+    with ExitStack() as stack:
+
+        def watched(*args, **kwargs):
+            loaded.append(load(*args, **kwargs))
+            works.append(stack.enter_context(counted(loaded[-1])))
+            return loaded[-1]
+
+        monkeypatch.setattr(loading, "load", watched)
+        arguments = ["--resolution", "768", "--max-tokens", "2", "--batch-size", "2"]
+        assert main(["caption", str(folder), "-o", str(tmp_path / "answers.jsonl"), *arguments]) == 0
+    (model,), (work,) = loaded, works
+    spans = model.positions("Describe the image.", [144], None)
+    beginning, total = len(spans[0]), sum(map(len, spans))
+    assert work.images == 6
+    assert work.passes == [total] + [total - beginning] * 5
+    assert [len(node.keys) for node in model.engine.prefixes.nodes()] == [beginning]
+    assert model.engine.vision.cache.nbytes == 0
+
+
+@pytest.mark.parametrize("prompt", ["What is it?", "Here is a long question, and then what it is about: <image>"])
+@pytest.mark.parametrize("system", [None, "", "Be brief. " * 40])
+def test_the_beginning_fits_whatever_the_texts_are(default_model, prompt, system):
+    job, decoder = Job(prompt, "default", "", system=system), default_model.config.decoder
+    beginning = len(default_model.positions(prompt, [1], system)[0])
+    row = decoder.num_hidden_layers * 2 * decoder.num_key_value_heads * 4
+    row *= decoder.hidden_size // decoder.num_attention_heads
+    assert beginning * (row + 24) <= beginning_bytes(decoder, job) < 700 * (row + 24)
 
 
 def test_bad_input(folder, tmp_path, capsys):
@@ -124,23 +126,12 @@ def test_bad_input(folder, tmp_path, capsys):
         ([str(tmp_path / "none")], "is no folder"),
         ([str(tmp_path / "empty")], "has no image"),
         ([str(folder), "--batch-size", "0"], "--batch-size must be at least 1"),
+        ([str(folder), "--quantize", "7"], "--quantize must be one of 2, 3, 4, 5, 6, 8, got 7"),
         ([str(folder), "--max-tokens", "0"], "max_tokens must be at least 1"),
         ([str(folder), "--resolution", "100"], "multiple of 64"),
     ):
         assert main(["caption", *arguments, *out]) == 2
         assert message in capsys.readouterr().err
-
-
-def test_shares_of_several_processes_come_together(tmp_path):
-    job, out = Job("What?", "default"), tmp_path / "answers.jsonl"
-    for path, names in ((out, "ab"), (part_of(out, 0), "bc"), (part_of(out, 1), "d")):
-        answers = AnswerFile(path, job)
-        for name in names:
-            answers.add(name, {"text": name.upper()})
-        answers.close()
-    merge_parts(out, job)
-    assert entries(out) == {name: name.upper() for name in "abcd"}
-    assert list(tmp_path.iterdir()) == [out]
 
 
 def command(folder: Path, out: Path) -> list[str]:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import gc
 import random
 
 import numpy as np
 import pytest
 
 from fastvlm_mlx import prompt as prompts
-from fastvlm_mlx.errors import ContextLengthError, ImageError, InputError, PromptError
-from fastvlm_mlx.prompt import Turn, tokenize
+from fastvlm_mlx.errors import ImageError, InputError, PromptError
+from fastvlm_mlx.prompt import Turn
+from support.chats import BLUE, LENGTH, RED, asked, from_scratch, short_of_context
 from support.work import counted
-
-RED, BLUE = (np.full((80, 60, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
-LENGTH = {"max_tokens": 10, "ignore_eos": True}
 
 
 @pytest.fixture
 def plain(speaking_model):
     speaking_model.clear_cache()
     return speaking_model
-
-
-def asked(model, question):
-    return tokenize([Turn("user", question), Turn("assistant", None)], model.tokenizer)
 
 
 def test_three_turns(plain, forgetful):
@@ -102,6 +95,37 @@ def test_undo_and_reset(plain, forgetful):
     assert (work.images, work.rows) == (0, 1)
 
 
+def test_undo_takes_back_images_that_no_question_has_shown(plain, forgetful):
+    chat = plain.chat(RED)
+    chat.add_image(BLUE)
+    assert chat.undo() is None
+    assert len(chat.unseen) == 1, "what it began with stays"
+    with pytest.raises(InputError, match="nothing to undo"):
+        chat.undo()
+    chat.ask("One?", **LENGTH)
+    chat.add_image(BLUE)
+    chat.add_image(BLUE)
+    assert chat.undo() is None
+    assert (chat.unseen, len(chat.exchanges)) == ((), 1)
+    chat.add_image(BLUE)
+    chat.ask("Two?", **LENGTH)
+    assert chat.undo().question == "<image>\nTwo?"
+    assert chat.undo() is None, "the picture that it brought back can go as well"
+    assert chat.ask("Two?", **LENGTH).token_ids == from_scratch(chat, forgetful(plain), **LENGTH).token_ids
+    assert chat.pictures == chat.first
+    for question in ("Two?", "<image>\nOne?"):
+        assert chat.undo().question == question
+    assert chat.unseen == chat.first
+
+
+def test_an_image_is_only_read_where_no_rows_are_kept(plain, forgetful):
+    bare = forgetful(plain)
+    chat = bare.chat()
+    with counted(bare) as work:
+        chat.add_image(RED)
+    assert (work.images, work.rows) == (0, 0)
+
+
 def test_text_only(plain, forgetful):
     found = plain.chat().ask("Hello", **LENGTH)
     assert found.token_ids == forgetful(plain).generate(None, "Hello", **LENGTH).token_ids
@@ -133,6 +157,54 @@ def test_an_unread_answer_is_no_turn(plain):
     assert after.token_ids == plain.chat(RED).ask("What colour?", **LENGTH).token_ids
 
 
+def test_nothing_else_changes_while_an_answer_is_streamed(plain):
+    chat = plain.chat(RED)
+    chat.ask("One?", **LENGTH)
+    stream, waiting = chat.stream("Two?", **LENGTH), chat.stream("Three?", **LENGTH)
+    next(stream)
+    before = (chat.exchanges, chat.unseen)
+    changes = [lambda: chat.add_image(BLUE), chat.undo, chat.reset, lambda: chat.ask("Four?"), lambda: next(waiting)]
+    for change in changes:
+        with pytest.raises(InputError, match="is being streamed; read that stream to its end or close it first"):
+            change()
+        assert (chat.exchanges, chat.unseen) == before
+    right = plain.chat(RED)
+    right.ask("One?", **LENGTH)
+    assert [*stream][-1].result.token_ids == right.ask("Two?", **LENGTH).token_ids
+    assert [exchange.question for exchange in chat.exchanges] == ["<image>\nOne?", "Two?"]
+    chat.add_image(BLUE)
+
+
+def test_a_stream_that_is_given_up_is_no_longer_open(plain, monkeypatch):
+    chat = plain.chat(RED)
+    stream = chat.stream("One?", **LENGTH)
+    chat.add_image(BLUE)  # it hasn't begun
+    next(stream)
+    stream.close()
+    chat.undo()
+    stream = chat.stream("One?", **LENGTH)
+    next(stream)
+    del stream
+    gc.collect()
+    chat.reset()
+    for piece in (stream := chat.stream("One?", **LENGTH)):
+        if piece.result:
+            break  # the last piece: nothing is left to close
+    chat.ask("Two?", **LENGTH)
+    stream.close()
+
+    def interrupted(pieces):
+        next(pieces)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastvlm_mlx.chat.last_result", interrupted)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            chat.ask("Three?", **LENGTH)
+    assert chat.ask("Three?", **LENGTH), f"{kept} has the frame that read it"
+    assert len(chat.exchanges) == 3
+
+
 def test_an_answer_that_a_stop_string_ends_goes_on_as_it_is_shown(plain, forgetful):
     whole = plain.chat(RED).ask("What colour?", **LENGTH).text
     stop = whole[3:6]
@@ -155,87 +227,15 @@ def test_system(plain):
     assert plain.chat(system="").ask("hi", max_tokens=1).prompt_tokens < chat.ask("hi", max_tokens=1).prompt_tokens
 
 
-def short_of_context(model, monkeypatch, positions):
-    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, context_length=positions))
-
-
-def test_a_full_context_is_an_error(plain, monkeypatch):
-    chat = plain.chat(RED)
-    positions = chat.ask("One?", **LENGTH).prompt_tokens
-    short_of_context(plain, monkeypatch, positions + 12)
-    with pytest.raises(ContextLengthError):
-        chat.ask("And then?", **LENGTH)
-    assert len(chat.turns) == 3
-
-
-def test_a_full_context_drops_the_oldest_turns_without_images(plain, forgetful, monkeypatch):
-    chat = plain.chat(RED, overflow="drop")
-    short_of_context(plain, monkeypatch, 130)
-    for number in range(8):
-        ids_before = chat.exchanges
-        answer = chat.ask(f"Question {number}?", **LENGTH)
-        assert answer.prompt_tokens + 10 <= 130
-        assert answer.image_tokens == 16, "the picture stays"
-        assert answer.finish_reason == "length"
-        assert len(answer.token_ids) == 10
-    assert len(ids_before) < 8
-    said = [exchange.question for exchange in chat.exchanges]
-    assert said[0] == "<image>\nQuestion 0?"
-    assert said[1:] == [f"Question {n}?" for n in range(9 - len(said), 8)]
-    ids = [*chat.token_ids, *asked(plain, "Last?")]
-    room = len(ids) + 15 + 10 <= 130
-    found = chat.ask("Last?", **LENGTH)
-    if room:
-        assert found.token_ids == forgetful(plain).generate(RED, ids, **LENGTH).token_ids
-    with pytest.raises(ContextLengthError):
-        chat.ask("word " * 200, **LENGTH)
-
-
-def test_saved_and_loaded(plain, tmp_path):
-    chat, path = plain.chat(RED, system="Be brief.", overflow="drop"), tmp_path / "talk.json"
-    chat.ask("One?", **LENGTH)
-    chat.add_image(BLUE)
-    chat.save(path)
-    plain.clear_cache()
-    other = plain.load_chat(path)
-    assert (other.turns, other.token_ids, other.overflow) == (chat.turns, chat.token_ids, "drop")
-    assert [p.digest for p in other.unseen] == [p.digest for p in chat.unseen]
-    assert other.ask("Two?", **LENGTH).token_ids == chat.ask("Two?", **LENGTH).token_ids
-    other.reset()
-    assert [p.digest for p in other.unseen] == [p.digest for p in chat.first]
-
-
-def test_bad_files_are_told(plain, tmp_path):
-    path = tmp_path / "talk.json"
-    chat = plain.chat(RED)
-    chat.ask("One?", max_tokens=2)
-    chat.save(path)
-    right = json.loads(path.read_text())
-    name = next(iter(right["png"]))
-    wrong = {
-        "no conversation": {"fastvlm_chat": 2},
-        "another tokenizer": {"tokenizer": "0"},
-        "damaged": {"exchanges": [{}]},
-        "is damaged .*cannot identify": {"png": {name: right["png"][name][:40]}},
-        "is damaged": {"png": {}},
-    }
-    for message, change in wrong.items():
-        path.write_text(json.dumps(right | change))
-        with pytest.raises(InputError, match=message):
-            plain.load_chat(path)
-    path.write_text("{")
-    with pytest.raises(InputError, match="can't read"):
-        plain.load_chat(path)
-    with pytest.raises(InputError, match="there is no conversation"):
-        plain.load_chat(tmp_path / "none.json")
-
-
 @pytest.mark.parametrize("seed", range(100))
-def test_random_conversations_equal_those_from_scratch(speaking_model, forgetful, seed):
-    """Questions, images, undo, reset and forgotten caches, in any order."""
-    dice, scratch = random.Random(seed), forgetful(speaking_model)
+def test_random_conversations_equal_those_from_scratch(speaking_model, forgetful, seed, monkeypatch, tmp_path):
+    """Questions, images, undo, reset, forgotten caches, a full context and files, in any order."""
+    dice, scratch, overflow = random.Random(seed), forgetful(speaking_model), "error"
     images = [RED, BLUE, np.random.default_rng(1).integers(0, 256, (40, 70, 3), np.uint8)]
-    chat = speaking_model.chat(dice.sample(images, dice.randrange(3)), resolution=128)
+    if seed % 2:
+        short_of_context(speaking_model, monkeypatch, dice.randrange(80, 140))
+        overflow = "drop"
+    chat = speaking_model.chat(dice.sample(images, dice.randrange(3)), resolution=128, overflow=overflow)
     for _ in range(5):
         what = dice.random()
         if what < 0.15 and chat.exchanges:
@@ -246,11 +246,16 @@ def test_random_conversations_equal_those_from_scratch(speaking_model, forgetful
             chat.add_image(dice.choice(images))
         elif what < 0.5:
             speaking_model.clear_cache()
+        elif what < 0.6:
+            chat.save(tmp_path / "talk.json")
+            chat = speaking_model.load_chat(tmp_path / "talk.json")
         places = "<image> " * len(chat.unseen) if dice.random() < 0.5 else ""
-        question = f"{dice.choice('abc')}? {places}{dice.randrange(3)}"
-        shown = [*chat.pictures, *chat.unseen]
+        question, before = f"{dice.choice('abc')}? {places}{dice.randrange(3)}", (*chat.exchanges,)
         text = question if places else "<image>\n" * len(chat.unseen) + question
-        ids = [*chat.token_ids, *asked(speaking_model, text)]
+        ids = asked(speaking_model, text)
         found = chat.ask(question, max_tokens=3, ignore_eos=True)
-        right = scratch.generate([p.make_pixels() for p in shown], ids, max_tokens=3, ignore_eos=True, resolution=128)
+        assert chat.exchanges[:-1] == before
+        assert chat.exchanges[-1].asked == tuple(ids)
+        assert overflow == "drop" or chat.left_out == ()
+        right = from_scratch(chat, scratch, max_tokens=3, ignore_eos=True, resolution=128)
         assert found.token_ids == right.token_ids

@@ -239,8 +239,18 @@ def test_text_before_an_image_is_prefilled_while_it_is_encoded(tiny, forgetful, 
     encoder.log.clear()
     beside.generate([RED, np.zeros_like(RED)], [1, -200, 2, -200], **GREEDY)
     assert encoder.log == [6, "begin", "encode", 4], "known pictures before the new one are prefilled, too"
+    encoder.log.clear()
+    seen = []
+    text = [*range(9, 0, -1), 3, 2, 1]
+    options = GREEDY | {"prefill_step_size": 5, "progress": lambda done, total: seen.append((done, total))}
+    long = beside.generate(np.full_like(RED, 7), [*text, -200, 4], **options)
+    assert encoder.log == [5, "begin", 5, 2, "encode", 5], "the encoder begins while a long text is prefilled"
+    assert seen[-1] == (17, 17)
+    assert seen == sorted(seen)
+    assert {total for _, total in seen} == {17}
     monkeypatch.undo()
     assert result.token_ids == forgetful(tiny).generate([RED, BLUE], ids, **GREEDY).token_ids
+    assert long.token_ids == forgetful(tiny).generate(np.full_like(RED, 7), [*text, -200, 4], **GREEDY).token_ids
 
 
 @pytest.mark.parametrize("seed", range(100))

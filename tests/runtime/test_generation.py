@@ -93,7 +93,7 @@ def test_sampling_follows_the_temperature(model):
     best = int(right.argmax())
     row, options = mx.array(prompt.first_logits)[None], GenerationOptions(temperature=2.0)
     mx.random.seed(7)
-    draws = [next(generate_tokens(tiny.decoder, row, [], [], options, 1)) for _ in range(2000)]
+    draws = [next(generate_tokens(tiny.decoder, row, list, [], options, 1)) for _ in range(2000)]
     share = draws.count(best) / len(draws)
     assert abs(share - right[best]) < 4 * np.sqrt(right[best] / len(draws))  # four standard deviations
 
@@ -104,8 +104,8 @@ def test_repetition_penalty_sees_prompt_and_answer(model):
     first = prompt.greedy_ids[0]
     row = mx.array(prompt.first_logits)[None]
     heavy = GenerationOptions(repetition_penalty=1e6)
-    assert next(generate_tokens(tiny.decoder, row, [], [5], heavy, 1)) == first
-    assert next(generate_tokens(tiny.decoder, row, [], [5, first], heavy, 1)) != first
+    assert next(generate_tokens(tiny.decoder, row, list, [5], heavy, 1)) == first
+    assert next(generate_tokens(tiny.decoder, row, list, [5, first], heavy, 1)) != first
     result = tiny.generate(None, prompt.ids, max_tokens=16, repetition_penalty=1e6, ignore_eos=True)
     assert len(set(result.token_ids)) == 16
     assert not set(result.token_ids[:4]) & set(prompt.ids[-16:])

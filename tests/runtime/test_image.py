@@ -12,6 +12,7 @@ from PIL import Image
 
 from fastvlm_mlx.errors import ImageError, InputError, ResolutionError
 from fastvlm_mlx.image import open_image, preprocess
+from support.captions import damaged_avif
 from support.seeded import GOLDEN
 
 NAMES = ("wide", "tall", "square", "tiny_image", "gray", "palette", "one_row")
@@ -213,3 +214,33 @@ def test_bad_resolution(resolution):
 def test_bad_aspect():
     with pytest.raises(InputError, match="one of pad, crop, stretch, got 'squash'"):
         preprocess(gradient(8, 8), 64, "squash")
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyError, struct.error, ZeroDivisionError])
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, kind):
+    def broken(*args, **options):
+        raise kind("decoding of color planes failed")
+
+    path = tmp_path / "broken.png"
+    path.write_bytes(png(gradient(8, 8)))
+    monkeypatch.setattr(Image.Image, "convert", broken)
+    for source, name in ((path, str(path)), (gradient(8, 8), "the image")):
+        with pytest.raises(ImageError, match="color planes") as caught:
+            open_image(source)
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [MemoryError, KeyboardInterrupt])
+def test_what_is_no_fault_of_the_image_is_not_blamed_on_it(monkeypatch, kind):
+    def broken(*args, **options):
+        raise kind
+
+    monkeypatch.setattr(Image.Image, "convert", broken)
+    with pytest.raises(kind):
+        open_image(png(gradient(8, 8)))
+
+
+def test_damaged_avif():
+    """Its decoder raises RuntimeError where others raise OSError or SyntaxError."""
+    with pytest.raises(ImageError, match="may be truncated or damaged"):
+        open_image(damaged_avif())

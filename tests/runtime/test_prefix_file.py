@@ -52,6 +52,7 @@ def test_other_models_and_damage_are_told(saved, bundle, tmp_path):
         load(bundle("tiny-untied")),
         load(bundle("tiny"), quantize=8),
         load(bundle("tiny"), dtype="bfloat16"),
+        load(bundle("tiny"), vision_dtype="bfloat16"),
     ):
         with pytest.raises(InputError, match="computed by another model"):
             other.load_prefix(path)
@@ -59,13 +60,20 @@ def test_other_models_and_damage_are_told(saved, bundle, tmp_path):
     with pytest.raises(InputError, match="there is no prefix file"):
         model.load_prefix(tmp_path / "nothing")
     whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
     for wrong in (
+        whole[: header + 900] + bytes([whole[header + 900] ^ 1]) + whole[header + 901 :],  # a bit of a row
+        whole.replace(b"[-1", b"[00"),  # a parent
         b"",
         b"{}",
         whole[: len(whole) // 2],
-        whole.replace(b"fastvlm-mlx prefix 1", b"fastvlm-mlx prefix 2"),
+        whole.replace(b"fastvlm-mlx prefix 2", b"fastvlm-mlx prefix 3"),
     ):
+        assert wrong != whole
         path.write_bytes(wrong)
         with pytest.raises(InputError, match=r"damaged|no prefix file of this version"):
             model.load_prefix(path)
     assert model.engine.prefixes.nbytes == 0
+    for nowhere in (tmp_path, path / "below" / "a file"):
+        with pytest.raises(InputError, match="can't be written"):
+            model.save_prefix(nowhere)

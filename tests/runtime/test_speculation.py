@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
-from fastvlm_mlx import load
-from fastvlm_mlx.errors import InputError
+from fastvlm_mlx import FastVLM, load
+from fastvlm_mlx.cache import PrefixCache
+from fastvlm_mlx.decoder import Decoder, build_network
+from fastvlm_mlx.engine import Engine
+from fastvlm_mlx.errors import ContextLengthError, EncoderError, InputError
+from fastvlm_mlx.pictures import Vision
 from support.seeded import SPEAKING
+from support.work import counted
 
 PHOTO = np.random.default_rng(3).integers(0, 256, (90, 120, 3), np.uint8)
 OPTIONS = {"max_tokens": 24, "ignore_eos": True}
@@ -70,6 +78,55 @@ def test_sampling_with_a_draft_repeats_with_a_seed(speaking_model, draft):
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
+
+
+@pytest.fixture(scope="module")
+def shallow(model) -> FastVLM:
+    """The first block alone."""
+    whole = model(SPEAKING)
+    config = replace(whole.config.decoder, num_hidden_layers=1)
+    network = build_network(config)
+    tensors = tree_flatten(whole.decoder.network.parameters())
+    network.load_weights([(name, tensor) for name, tensor in tensors if "layers.1." not in name])
+    vision = whole.engine.vision
+    engine = Engine(Decoder(network, config), Vision(vision.encoder, vision.projector, 0), PrefixCache(0))
+    return FastVLM(replace(whole.config, decoder=config), engine, whole.tokenizer, 256)
+
+
+def test_a_draft_of_another_shape(speaking_model, shallow, forgetful):
+    progress = []
+    found = speaking_model.generate(
+        PHOTO,
+        "What is this?",
+        draft=shallow,
+        progress=lambda *reported: progress.append(reported),
+        **OPTIONS,
+    )
+    right = forgetful(speaking_model).generate(PHOTO, "What is this?", **OPTIONS)
+    assert found.token_ids == right.token_ids
+    assert progress
+    assert progress == sorted(set(progress)), "the draft's prefill isn't reported"
+
+
+def test_what_a_draft_lacks_is_told_before_anything_is_computed(speaking_model, shallow):
+    whole = speaking_model.engine
+    blind = FastVLM(
+        shallow.config,
+        Engine(shallow.decoder, Vision(None, whole.vision.projector, 0), PrefixCache(0)),
+        speaking_model.tokenizer,
+        256,
+    )
+    short = FastVLM(replace(shallow.config, context_length=20), shallow.engine, speaking_model.tokenizer, 256)
+    for draft, error, match in (
+        (blind, EncoderError, "draft has no vision weights"),
+        (short, ContextLengthError, "context is 20"),
+        ("fastvlm-0.5b", InputError, "must be a loaded model, got 'fastvlm-0.5b'"),
+    ):
+        with counted(speaking_model) as work, pytest.raises(error, match=match):
+            speaking_model.generate(PHOTO, "Hi", draft=draft, **OPTIONS)
+        assert (work.images, work.rows) == (0, 0)
+    right = speaking_model.generate(None, "Hi", **OPTIONS)
+    assert speaking_model.generate(None, "Hi", draft=blind, **OPTIONS).token_ids == right.token_ids
 
 
 def test_what_does_not_go_together(speaking_model, model, draft):

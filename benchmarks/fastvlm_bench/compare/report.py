@@ -80,7 +80,7 @@ def _header(report: Report) -> list[str]:
         f"fastvlm-bench compare {__version__}: {report.model}, {report.dtype}, {report.threads} threads for each side",
         f"machine: {machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB, {machine.platform}",
         *(_side(name, facts, report.cold) for name, facts in report.sides.items()),
-        *(_COLD if report.cold else _warm(report.positions)),
+        *(_COLD if report.cold else (*_warm(report.positions), *_memory(report.runs))),
         f"rounds:  {plan.runs}, in which the sides take turns, after one that isn't timed; answers are checked in all",
         "ratio:   the side's time by ours in the same round; above 1 ours was faster",
     ]
@@ -94,6 +94,17 @@ def _warm(positions: Mapping[int, int]) -> tuple[str, ...]:
     return (
         f"input:   a new synthetic photo each round, two questions about it; {lengths}",
         "times:   ms from the call to the first token; a token is one of the first answer, after its first",
+    )
+
+
+def _memory(runs: Sequence[Run | ColdRun]) -> tuple[str, ...]:
+    """The most that each side's process ever held."""
+    most: dict[str, int] = {}
+    for run in runs:
+        if isinstance(run, Run):
+            most[run.side] = max(most.get(run.side, 0), run.peak_rss_bytes)
+    return (
+        (f"memory:  {', '.join(f'{side} {held / 1e9:.2f} GB' for side, held in most.items())} at most",) if most else ()
     )
 
 

@@ -40,7 +40,8 @@ LIBRARIES = {
         "our_side",
         "picture",
         ("fastvlm-mlx", "mlx", "mlx-lm", "pillow"),
-        "load(vision='mlx') and stream; what it keeps between questions by itself, it may use",
+        "load(vision='mlx') and stream; nothing is known before a first question, and what it keeps by itself may help "
+        "the second",
         ("-P", "-m", "fastvlm_mlx", "generate"),
     ),
     "mlx-vlm": Library(

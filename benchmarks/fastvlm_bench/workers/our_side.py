@@ -33,6 +33,10 @@ class OurSide(Side):
             if piece.token_id is not None:
                 emit(piece.token_id)
 
+    def forget(self) -> None:
+        self.model.engine.prefixes.clear()
+        self.model.engine.vision.cache.clear()
+
     def settle(self) -> None:
         import mlx.core as mx
 

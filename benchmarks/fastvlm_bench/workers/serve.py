@@ -57,6 +57,9 @@ class Side:
         """Go on from the ids of a text."""
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Begin anew: the question that follows is the first one, of which nothing is known."""
+
     def settle(self) -> None:
         """Wait for what is still being computed, such as a token that nobody asked for."""
 
@@ -84,7 +87,9 @@ def _replies(side: Side) -> Iterator[dict[str, Any]]:
 
 
 def _answer(side: Side, request: dict[str, Any], index: int) -> dict[str, Any]:
-    """Ask one of the request's questions, with nothing left over from the one before."""
+    """Ask one of the request's questions, with nothing left over from the request before."""
+    if not index:
+        side.forget()
     side.settle()
     gc.collect()
     tokens, times, ids = request["tokens"][index], [], []

@@ -7,13 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fastvlm_bench.compare import process
 from fastvlm_bench.compare.process import SideError, Worker, environment, last_line, openblas, start, versions
 from fastvlm_bench.compare.rivals import OURS
 from fastvlm_bench.workers import bootstrap
+from fastvlm_bench.workers.our_side import OurSide
+from fastvlm_bench.workers.serve import Setup, _answer
 from support.fake_side import POSITIONS, right_ids, write_interpreter, write_model
+from support.work import counted
 
 REQUEST = {"image": "a.jpg", "questions": ["What?", "Why?"], "tokens": [4, 2], "resolution": 256}
 
@@ -187,3 +192,25 @@ def test_a_side_needs_no_package_of_ours_but_its_own(tmp_path):
     )
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'mlx_lm'"
     assert Path(bootstrap.__file__).parent.name == "workers"
+
+
+def test_nothing_is_known_before_a_first_question(bundle, tmp_path):
+    """Ours may use for the second question what the first left, and nothing else."""
+    picture = tmp_path / "photo.png"
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(picture)
+    side = OurSide(Setup(str(bundle("tiny")), "float32", 1))
+    seen = []
+
+    def ask(image, question, resolution, tokens, emit):
+        with counted(side.model) as work:
+            for piece in side.model.stream(image, question, resolution=resolution, max_tokens=tokens, ignore_eos=True):
+                emit(piece.token_id) if piece.token_id is not None else None
+        seen.append((work.images, work.rows))
+        return work.rows
+
+    side.ask = ask
+    request = {"image": str(picture), "questions": [[1, -200, 2], [1, -200, 3]], "resolution": 128, "tokens": [3, 2]}
+    for _ in range(2):
+        for index in range(2):
+            _answer(side, request, index)
+    assert seen == [(1, 6), (0, 1)] * 2

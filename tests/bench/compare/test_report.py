@@ -61,6 +61,7 @@ def test_the_header_says_what_ran_where(report):
         f"mlx-vlm: python 3.11.7, mlx-vlm 1.2; CPU; {LIBRARIES['mlx-vlm'].does}",
         "41 positions at 256 px",
         "6, in which the sides take turns",
+        "memory:  fastvlm-mlx 0.01 GB, mlx-vlm 0.01 GB at most",
     ):
         assert part in header
 
