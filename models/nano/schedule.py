@@ -21,7 +21,7 @@ WEIGHT_DECAY = 0.05
 CLIP = 1.0
 # Weights of the dense heads' loss. It reaches the first three stages without passing the last two, and has sixteen
 # positions for every cell; beside answers it is only there to keep what was learnt.
-DENSE, DENSE_BESIDE_ANSWERS = 1.0, 0.05
+DENSE, DENSE_BESIDE_ANSWERS = 1.0, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,11 @@ STAGES = (
     Stage("projector", {"projector": 2e-3, "decoder": 2e-3}, heads=0.0, dense=0.0, answers=True),
     Stage(
         "everything",
-        {"vision": 2e-3, "projector": 1.5e-3, "decoder": 1.5e-3, "heads": 2e-3},
-        heads=0.2,
+        {"vision": 3e-3, "projector": 1.5e-3, "decoder": 1.5e-3, "heads": 3e-3},
+        heads=0.5,
         dense=DENSE_BESIDE_ANSWERS,
         answers=True,
-        pages=0.15,
+        pages=0.3,
     ),
 )
 
