@@ -32,7 +32,7 @@ class Round:
 
     Attributes:
         alone_s, together_s: from the first call to the last token.
-        alone_decode_s, together_decode_s: without reading images, vision and prefill.
+        alone_decode_s, together_decode_s: without preprocessing, vision, projector and prefill.
         tokens: of all answers.
     """
 
