@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastvlm_bench.arguments import add_model
 from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.files import write_text
@@ -127,9 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Ask a model questions with known answers and count exact matches, by kind of question.",
     )
     parser.add_argument("questions", type=Path, help=f"folder with images and {QUESTIONS}")
-    parser.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")
-    parser.add_argument("--vision", choices=("auto", "coreml", "mlx"), default="auto", help="what runs the encoder")
-    parser.add_argument("--quantize", type=int, metavar="BITS", help="quantise the decoder after loading")
+    add_model(parser, ("auto", "coreml", "mlx"))
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every answer and the scores there")
     add_common(parser)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastvlm_bench.arguments import add_model
 from fastvlm_bench.machine import describe_machine
 from fastvlm_bench.runner import prompt_ids
 from fastvlm_bench.stats import spread
@@ -32,7 +33,7 @@ class Round:
 
     Attributes:
         alone_s, together_s: from the first call to the last token.
-        alone_decode_s, together_decode_s: without reading images, vision and prefill.
+        alone_decode_s, together_decode_s: without preprocessing, vision, projector and prefill.
         tokens: of all answers.
     """
 
@@ -132,9 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="fastvlm-bench batch",
         description="Decode several answers together and one by one, in turn, and compare tokens per second.",
     )
-    parser.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")
-    parser.add_argument("--vision", choices=("auto", "mlx"), default="auto", help="what runs the vision encoder")
-    parser.add_argument("--quantize", type=int, metavar="BITS", help="quantise the decoder after loading")
+    add_model(parser)
     parser.add_argument("--resolution", type=int, metavar="PX", help="image side (default: the model's own)")
     for name, count, text in (
         ("--batch-size", 8, "answers that are decoded together"),

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fastvlm_bench import accuracy, batching
+from fastvlm_bench.arguments import add_model
 from fastvlm_bench.compare import cli as compare
 from fastvlm_bench.machine import describe_machine
 from fastvlm_bench.report import Report, format_report, to_json
@@ -32,9 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PX[,PX...]",
         help="image sides, multiples of 64, run in turn (default: the model's own)",
     )
-    parser.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")
-    parser.add_argument("--vision", choices=("auto", "mlx"), default="auto", help="what runs the vision encoder")
-    parser.add_argument("--quantize", type=int, metavar="BITS", help="quantise the decoder after loading")
+    add_model(parser)
     parser.add_argument("--image", metavar="FILE", help="a photo of yours (default: a synthetic one)")
     usual = Plan()
     for name, count, text in (

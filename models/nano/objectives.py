@@ -59,6 +59,11 @@ class Heads(nn.Module):
             "letters": self.letters(cells).unflatten(-1, (self.places, -1)),
         }
 
+    @property
+    def on_features(self) -> Tensor:
+        """(K, C) weights of all heads on the features."""
+        return torch.cat([self.background.weight, self.shape.weight, self.colour.weight, self.letters.weight])
+
     def dense(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, C, H, W) of stages 3 and 4 -> logits (B, H, W, K), in the order of `dense_targets`."""
         fine, coarse = (x.permute(0, 2, 3, 1) for x in maps)

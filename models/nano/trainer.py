@@ -29,10 +29,12 @@ from nano.record import STATE, TOKENIZER, Curve, load_state, save_state
 from nano.schedule import CLIP, STAGES, Stage, freeze, make_optimizer, rate_factor, set_rate
 from nano.targets import Batch, Batches, SceneMaker
 from nano.tokenizer import Prompts, make_tokenizer
+from nano.warm_start import start_projector
 
 HELD_OUT = "held-out"
 SAVE_EVERY_S = 180.0
 LOG_EVERY = 25  # steps
+STARTING_PICTURES = 256
 RUN_SEEDS, STAGE_SEEDS = 2**40, 2**36  # room between the seeds of two runs, and of two stages
 
 
@@ -183,7 +185,19 @@ class Trainer:
             if stop() and self.step < steps:
                 return
         self._enter(self.stage + 1)
+        if not self.finished and STAGES[self.stage].answers and not stage.answers:
+            self._start_projector()
         self.save()
+
+    @torch.no_grad()
+    def _start_projector(self) -> None:
+        """Set the projector by the features of pictures of the stage before."""
+        data = self._dataset(self.settings.seed * RUN_SEEDS + STAGE_SEEDS, STARTING_PICTURES, None, 0, "train")
+        self.model.eval()
+        parts = data[0]["pixels"].to(self.settings.device).split(self.settings.batch)
+        features = torch.cat([self.model.encode(pixels) for pixels in parts]).flatten(0, 1)
+        start_projector(self.model.projector, self.heads.on_features, features)
+        freeze(self.parts, STAGES[self.stage])
 
     def _batches(self, stage: Stage, steps: int) -> Iterator[Batch]:
         """The rest of a stage's batches, made ahead by the workers."""

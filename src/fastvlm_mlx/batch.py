@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.errors import ImageError, InputError
 from fastvlm_mlx.generation import make_chooser, make_processors, make_token_sampler, resident
-from fastvlm_mlx.image import image_list, preprocess
+from fastvlm_mlx.image import image_list, name_of, preprocess
+from fastvlm_mlx.pictures import picture_of
 from fastvlm_mlx.prompt import check_context
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.types import BATCH_SIZE
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
     from fastvlm_mlx.pictures import Picture
     from fastvlm_mlx.prompt import Span
-    from fastvlm_mlx.types import GenerationOptions, GenerationResult, ImageInputs, Prompt
+    from fastvlm_mlx.types import GenerationOptions, GenerationResult, ImageInput, ImageInputs, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,12 @@ class Request:
     Attributes:
         spans: its positions.
         pictures: its images.
+        preprocess: seconds that it took to read them.
     """
 
     spans: tuple[Span, ...]
     pictures: list[Picture]
+    preprocess: float = 0.0
 
 
 def read_requests(
@@ -60,15 +64,14 @@ def read_requests(
             would hold 3 GB.
 
     Raises:
-        InputError: no list of images, another number of prompts than of images, or what `FastVLM.generate` raises.
+        InputError: no list of images or prompts, not as many prompts as images, or what `FastVLM.generate` raises.
     """
     if not isinstance(images, list | tuple):
         raise InputError(
             f"images must be a list with an entry for each question, got {type(images).__name__}; "
             "put a single one in a list, or use generate"
         )
-    for_all = isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(i, int | np.integer) for i in prompts))
-    each = cast("list[Prompt]", [prompts] * len(images) if for_all else list(prompts))
+    each = _prompts(prompts, len(images))
     if len(each) != len(images):
         raise InputError(
             f"there are {len(images)} entries of images and {len(each)} prompts; give a prompt for each, or one for all"
@@ -76,12 +79,38 @@ def read_requests(
     requests = []
     for number, (shown, prompt) in enumerate(zip(images, each, strict=True)):
         inputs = image_list(shown)
-        pictures = model.open_images(inputs, *view, Clock())
+        clock = Clock()
+        pictures = model.open_images(inputs, *view, clock)
         for picture, image in zip(pictures, inputs, strict=True):
-            if number >= batch_size and isinstance(image, str | PathLike):
-                picture.make_pixels = partial(preprocess, image, *view)
-        requests.append(Request(model.positions(prompt, [p.tokens for p in pictures], system), pictures))
+            if number >= batch_size and isinstance(image, str | PathLike) and Path(image).is_file():
+                picture.make_pixels = partial(_read_again, image, view, picture.digest)
+        spans = model.positions(prompt, [p.tokens for p in pictures], system)
+        requests.append(Request(spans, pictures, clock.preprocess))
     return requests
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
+    """A prompt for each of `count` questions."""
+    if isinstance(prompts, str):
+        return [prompts] * count
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes):
+        raise InputError(f"prompts must be a list with one for each question, or one for all, got {prompts!r}")
+    each = list(prompts)
+    if each and all(isinstance(token, int | np.integer) for token in each):
+        return [cast("list[int]", each)] * count
+    return cast("list[Prompt]", each)
+
+
+def _read_again(image: ImageInput, view: tuple[int, str], digest: bytes) -> np.ndarray:
+    """Pixels of a file that was read before.
+
+    Raises:
+        ImageError: it can't be read any more, or shows something else: it would be taken for the first one.
+    """
+    pixels = preprocess(image, *view)
+    if picture_of(pixels).digest != digest:
+        raise ImageError(f"{name_of(image)} has changed since the batch began; ask about it again")
+    return pixels
 
 
 def decode_together(
@@ -143,7 +172,7 @@ class _Batch:
 
     def _begin(self, number: int, request: Request) -> Iterator[tuple[int, GenerationResult]]:
         """Prefill a request and sample its first token; yields its result if that was the last."""
-        model, options, clock = self._model, self._options, Clock()
+        model, options, clock = self._model, self._options, Clock(preprocess=request.preprocess)
         room = check_context(request.spans, model.config.context_length)
         prompt = model.engine.prefill(request.spans, request.pictures, options, clock)
         model.engine.keep(prompt, [])

@@ -139,6 +139,7 @@ class PrefixCache:
         """
         if not self.max_bytes or not len(keys):
             return
+        assert all(len(node.rows) == len(caches) for node in self._root.children.values()), "rows of all blocks"
         found = self._walk(keys)
         node, start = self._root, 0
         used = next(self._clock)

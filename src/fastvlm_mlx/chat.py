@@ -56,7 +56,7 @@ class Chat:
         first: those that it began with.
         overflow: "error" or "drop"; see `FastVLM.chat`.
         left_out: which of the exchanges, counted from 0, the latest question or picture did without, as all of them
-            didn't fit.
+            didn't fit; none after `undo`, `reset` and loading.
         view: resolution and aspect of its pictures, as they were given; None is the model's.
     """
 
@@ -72,7 +72,8 @@ class Chat:
         if overflow not in OVERFLOWS:
             raise InputError(f"overflow must be {' or '.join(OVERFLOWS)}, got {overflow!r}")
         model.view(resolution, aspect)  # now, not with the first picture
-        self._model, self.view, self.overflow = model, (resolution, aspect), overflow
+        self._model, self.overflow = model, overflow
+        self.view = None if resolution is None else int(resolution), aspect
         self.system = prompts.system_turn(system)
         self._tokenizer = model.required_tokenizer()
         self._opening = model.tokenize(self.system) if self.system else []
@@ -81,6 +82,7 @@ class Chat:
         self.unseen: tuple[Picture, ...] = ()
         self.left_out: tuple[int, ...] = ()
         self._streaming = False
+        self._latest = GenerationOptions()  # of the latest question: what is added before the next one is fitted alike
         for image in images:
             self.add_image(image)
         self.first: tuple[Picture, ...] = self.unseen
@@ -126,7 +128,7 @@ class Chat:
         opening = prompts.place_images("", len(unseen)).removesuffix("\n")
         begun = self._model.tokenize([Turn("user", opening)])
         begun = begun[: len(begun) - begun[::-1].index(IMAGE_TOKEN_ID)]
-        left_out, spans, pictures = self._prompt(begun, unseen, GenerationOptions())
+        left_out, spans, pictures = self._prompt(begun, unseen, self._latest)
         self._model.look(spans, pictures)
         self.unseen, self.left_out = unseen, left_out
 
@@ -155,7 +157,7 @@ class Chat:
         asked = self._model.tokenize([Turn("user", question), Turn("assistant", None)])
         left_out, spans, pictures = self._prompt(asked, unseen, chosen)
         clock.tokenize = clock.watch.lap()
-        self._streaming = True
+        self._streaming, self._latest = True, chosen
         try:
             for piece in self._model.answer(spans, pictures, chosen, clock):
                 if not piece.result:
@@ -209,7 +211,8 @@ class Chat:
         Raises:
             InputError: it can't be written there.
         """
-        from fastvlm_mlx.chat_file import file_at, write_chat
+        from fastvlm_mlx.chat_file import write_chat
+        from fastvlm_mlx.files import file_at
 
         write_chat(file_at(path), self)
 
@@ -242,10 +245,9 @@ class Chat:
         """Numbers of the exchanges that have to be left out of a question that takes so many positions."""
         if self.overflow != "drop":
             return ()
-        length = self._model.config.context_length
+        context = self._model.config.context_length
+        length = min(context, options.max_kv_size or context)
         room = length - min(options.max_tokens, max(length // ANSWER_SHARE, 1))
-        if options.max_kv_size is not None:
-            room = min(room, options.max_kv_size - 1)
         ends = len(self._turn_end)
         sizes = [self._positions(e.asked, e.pictures) + len(e.answered) + ends for e in self.exchanges]
         illustrated = [bool(exchange.pictures) for exchange in self.exchanges]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
 
 FORMAT = 1
-
-
-def file_at(path: str | os.PathLike[str]) -> Path:
-    """The file that a path stands for; `~` is the home folder."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
 
 
 def write_chat(path: Path, chat: Chat) -> None:

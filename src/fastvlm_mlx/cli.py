@@ -13,6 +13,7 @@ from fastvlm_mlx.arguments import DEFAULT_PROMPT, build_parser
 from fastvlm_mlx.commands import run
 from fastvlm_mlx.converter import FORWARDED, run_converter
 from fastvlm_mlx.errors import ImageError, InputError
+from fastvlm_mlx.files import file_at
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
@@ -96,7 +97,7 @@ def _generate(args: argparse.Namespace) -> None:
     prompt = DEFAULT_PROMPT if args.prompt is None else args.prompt
     model = _load(args)
     _add_draft(args, options)
-    if args.prefix and Path(args.prefix).exists():
+    if args.prefix and file_at(args.prefix).exists():
         model.load_prefix(args.prefix)
     pieces = model.stream(images, prompt, system=args.system, aspect=args.aspect, **options)
     if args.json:

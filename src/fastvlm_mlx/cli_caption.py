@@ -56,7 +56,7 @@ class Ranks:
 
 
 def caption(args: argparse.Namespace, options: GenerationOptions) -> None:
-    """Run the command; the model is loaded once there is something to do.
+    """Run the command; the model is found, or downloaded, at once, and loaded if there is something to do.
 
     Args:
         args: of the command.

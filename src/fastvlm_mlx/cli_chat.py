@@ -115,7 +115,7 @@ def _images(count: int) -> str:
 def _describe(left_out: int) -> str:
     """What a full context means for the latest question."""
     count = f"{left_out} earlier question{'s' * (left_out > 1)}"
-    return f"the context is full: the model no longer sees {count}, oldest first; /save keeps them"
+    return f"the context is full: the model no longer sees {count}; /save keeps them"
 
 
 def read_lines() -> Iterator[str]:

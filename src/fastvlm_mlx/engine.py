@@ -110,7 +110,8 @@ class Engine:
         """Keep the rows of a prompt, and of those tokens after it that the same cache has."""
         if not prompt.cache:  # given up, and kept before
             return
-        fed = taken[: prompt.cache[0].offset - len(prompt.keys)]
+        rows = min(entry.offset for entry in prompt.cache)  # an interrupt may come between two blocks
+        fed = taken[: max(rows - len(prompt.keys), 0)]
         keys = np.concatenate([prompt.keys, token_keys(fed)]) if fed else prompt.keys
         self.prefixes.put(keys, prompt.cache, [*prompt.cuts, len(prompt.keys)])
 
@@ -121,8 +122,9 @@ class Engine:
         """
         self.keep(prompt, [])
         traded: list[LayerCache] = []
-        while prompt.cache:
-            entry = prompt.cache.pop(0)
+        rows, prompt.cache = prompt.cache, []  # at once: an interrupt must not leave some blocks
+        while rows:
+            entry = rows.pop(0)
             if options.kv_bits:
                 traded.append(entry.to_quantized(self._group_size(options), options.kv_bits))
             elif options.max_kv_size:
@@ -189,22 +191,22 @@ class Engine:
         options: GenerationOptions,
         pictures: Sequence[Picture],
     ) -> None:
-        """Send the positions before `stop` on their way, and the pictures to the encoder; wait for neither.
+        """Send the positions before `stop` on their way, and the pictures to the encoder.
 
-        A long text takes several passes, of which each waits for the one before: the encoder begins after the first.
+        A long text takes several passes, of which each waits for the one before: the encoder begins with the first.
         """
-        start, step = cache[0].offset, options.prefill_step_size
+        start, step, total = cache[0].offset, options.prefill_step_size, sum(map(len, spans))
+        report = options.progress or (lambda *_: None)
         images = {index: features.embeddings for index, features in seen.items()}
         rows = embed(self.decoder, spans, images, start, stop) if stop > start else None
         if rows is not None:
+            report(start, total)
             fill(self.decoder, rows[:, :step], cache)
             mx.async_eval([entry.state for entry in cache])
         for picture in pictures:
             self.vision.begin(picture)
         if rows is not None and rows.shape[1] > step:
-            total, report = sum(map(len, spans)), options.progress
-            progress = (lambda done, _: report(done, total)) if report else None
-            fill(self.decoder, rows[:, step:], cache, step, progress)
+            fill(self.decoder, rows[:, step:], cache, step, lambda done, _: report(done, total))
             mx.async_eval([entry.state for entry in cache])
 
 

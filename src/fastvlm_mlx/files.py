@@ -20,6 +20,11 @@ from fastvlm_mlx.errors import DiskSpaceError, InputError
 CHUNK_BYTES = 8 << 20
 
 
+def file_at(path: str | os.PathLike[str]) -> Path:
+    """The file that a path stands for; `~` is the home folder."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
+
+
 def cache_dir() -> Path:
     """Folder for converted hub models and other things that can be made again.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import mlx.core as mx
@@ -13,6 +12,7 @@ import numpy as np
 from fastvlm_mlx.answer import last_result
 from fastvlm_mlx.config import DOWNSAMPLING
 from fastvlm_mlx.core import Core
+from fastvlm_mlx.files import file_at
 from fastvlm_mlx.image import image_list
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.types import (
@@ -158,7 +158,7 @@ class FastVLM(Core):
         Raises:
             InputError: no such file, damaged, or of a model with another tokenizer; a bad argument.
         """
-        from fastvlm_mlx.chat_file import file_at, read_chat
+        from fastvlm_mlx.chat_file import read_chat
 
         return read_chat(file_at(path), self, resolution, aspect, overflow)
 
@@ -167,10 +167,13 @@ class FastVLM(Core):
 
         Returns:
             How many positions were written.
+
+        Raises:
+            InputError: it can't be written there.
         """
         from fastvlm_mlx.prefix_file import write_prefixes
 
-        return write_prefixes(Path(path).expanduser(), self.engine.prefixes, self.identity)
+        return write_prefixes(file_at(path), self.engine.prefixes, self.identity)
 
     def load_prefix(self, path: str | PathLike[str]) -> int:
         """Know what `save_prefix` wrote: the same questions, or others about the same images, begin there.
@@ -183,7 +186,7 @@ class FastVLM(Core):
         """
         from fastvlm_mlx.prefix_file import read_prefixes
 
-        return read_prefixes(Path(path).expanduser(), self.engine.prefixes, self.identity)
+        return read_prefixes(file_at(path), self.engine.prefixes, self.identity)
 
     def warm_up(self) -> None:
         """Compute everything once, on a black image, and keep nothing of it."""
@@ -226,6 +229,7 @@ class FastVLM(Core):
 
         Raises:
             InputError and others: as `generate`, for the first question that is wrong, before anything is decoded.
+                ImageError: later, for a file that goes or changes before its turn.
         """
         from fastvlm_mlx.batch import decode_together, read_requests
 

@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from fastvlm_mlx.errors import EncoderError, InputError
 from fastvlm_mlx.generation import make_chooser, make_token_sampler
-from fastvlm_mlx.prompt import check_context
+from fastvlm_mlx.prompt import TextSpan, check_context
 from fastvlm_mlx.timing import Clock
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def check_draft(model: Core, draft: Draft, spans: Sequence[Span], shows: bool) -
             "PyTorch checkpoint, or leave it out"
         )
     check_context(spans, draft.config.context_length)
+    known = draft.config.decoder.vocab_size
+    largest = max((token for span in spans if isinstance(span, TextSpan) for token in span.ids), default=0)
+    if largest >= known:
+        raise InputError(f"the prompt has the id {largest}, the draft knows {known}; choose another draft")
 
 
 def speculate(

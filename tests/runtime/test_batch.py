@@ -168,3 +168,30 @@ def test_files_far_ahead_are_not_held(tiny, tmp_path):
     held = [isinstance(request.pictures[0].make_pixels, partial) for request in requests]
     assert held == [False, False, True, True, True]
     assert [r.token_ids for r in tiny.batch(files, [1, -200, 2], batch_size=2, max_tokens=4, **OPTIONS)] == right
+
+
+def test_a_file_that_changes_before_its_turn(tiny, tmp_path):
+    """Its new pixels must not be kept as those of the old ones."""
+    files = []
+    for number in range(3):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(np.full((64, 64, 3), 80 * number, np.uint8)).save(files[-1])
+    right = tiny.generate(files[2], [1, -200, 2], max_tokens=4, **OPTIONS).token_ids
+    tiny.clear_cache()
+    before = files[2].read_bytes()
+    requests = read_requests(tiny, files, [1, -200, 2], None, (128, "pad"), 1)
+    assert all(request.preprocess > 0 for request in requests)
+    Image.fromarray(np.full((64, 64, 3), 250, np.uint8)).save(files[2])
+    with pytest.raises(ImageError, match=r"2\.png.* has changed since the batch began"):
+        list(decode_together(tiny, iter(requests), GenerationOptions(max_tokens=4, ignore_eos=True), 1))
+    files[2].write_bytes(before)
+    assert tiny.generate(files[2], [1, -200, 2], max_tokens=4, **OPTIONS).token_ids == right
+
+
+@pytest.mark.parametrize("prompts", [None, 7, b"Hi"])
+def test_prompts_that_are_none_are_refused(tiny, prompts):
+    with pytest.raises(InputError, match="prompts must be a list with one for each question, or one for all"):
+        tiny.batch([PICTURES[0]], prompts)
+    pictures = PICTURES[:2]
+    found = tiny.batch(pictures, ([1, -200, token] for token in (2, 3)), max_tokens=2, **OPTIONS)
+    assert [r.prompt_tokens for r in found] == [6, 6]

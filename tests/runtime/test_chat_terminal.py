@@ -121,7 +121,7 @@ def test_a_full_context_is_told_when_more_is_left_out(plain, typed, photo, monke
         assert not said
         said = typed(chat, "And?")
     told = "fastvlm: the context is full: the model no longer sees"
-    assert said == [f"{told} 1 earlier question, oldest first; /save keeps them"]
+    assert said == [f"{told} 1 earlier question; /save keeps them"]
     assert typed(chat, "/undo", "/nonsense")[-1].endswith("/help lists them")
     said = typed(chat, f"/image {photo}", f"/image {photo}", f"/image {photo}")
     assert any(line.startswith(told) for line in said)

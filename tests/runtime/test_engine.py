@@ -245,7 +245,7 @@ def test_text_before_an_image_is_prefilled_while_it_is_encoded(tiny, forgetful, 
     options = GREEDY | {"prefill_step_size": 5, "progress": lambda done, total: seen.append((done, total))}
     long = beside.generate(np.full_like(RED, 7), [*text, -200, 4], **options)
     assert encoder.log == [5, "begin", 5, 2, "encode", 5], "the encoder begins while a long text is prefilled"
-    assert seen[-1] == (17, 17)
+    assert (seen[0], seen[-1]) == ((0, 17), (17, 17))
     assert seen == sorted(seen)
     assert {total for _, total in seen} == {17}
     monkeypatch.undo()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from fastvlm_mlx import load
+from fastvlm_mlx.cli import main
 from fastvlm_mlx.errors import InputError
 from support.work import counted
 
@@ -77,3 +80,17 @@ def test_other_models_and_damage_are_told(saved, bundle, tmp_path):
     for nowhere in (tmp_path, path / "below" / "a file"):
         with pytest.raises(InputError, match="can't be written"):
             model.save_prefix(nowhere)
+
+
+def test_the_command_finds_it_at_home(monkeypatch, tmp_path, capsys):
+    """A shell leaves the ~ of `--prefix=~/known` alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cached = []
+    for _ in range(2):
+        assert main(["generate", "--prompt", "Hi", "--max-tokens", "2", "--json", "--prefix=~/known"]) == 0
+        cached.append(json.loads(capsys.readouterr().out)["cached_tokens"])
+    assert cached[0] == 0 < cached[1]
+    assert (tmp_path / "known").is_file()
+    model = load()
+    with pytest.raises(InputError, match="there is no prefix file"):
+        model.load_prefix("~nobody-of-that-name/known")

@@ -117,9 +117,12 @@ def test_what_a_draft_lacks_is_told_before_anything_is_computed(speaking_model, 
         256,
     )
     short = FastVLM(replace(shallow.config, context_length=20), shallow.engine, speaking_model.tokenizer, 256)
+    few = replace(shallow.config, decoder=replace(shallow.config.decoder, vocab_size=5))
+    narrow = FastVLM(few, shallow.engine, speaking_model.tokenizer, 256)
     for draft, error, match in (
         (blind, EncoderError, "draft has no vision weights"),
         (short, ContextLengthError, "context is 20"),
+        (narrow, InputError, "the draft knows 5"),
         ("fastvlm-0.5b", InputError, "must be a loaded model, got 'fastvlm-0.5b'"),
     ):
         with counted(speaking_model) as work, pytest.raises(error, match=match):

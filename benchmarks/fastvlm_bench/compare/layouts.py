@@ -116,13 +116,15 @@ def to_mlx_vlm(src: Path, dst: Path, dtype: mx.Dtype | None = None, tokens: int 
     if config["tie_word_embeddings"]:
         weights.pop("lm_head.weight", None)
     shape = config.pop("mm_vision_config", FASTVITHD)
+    # CLIP's head, which nobody uses: mlx-vlm wants one also where the checkpoint has none.
+    clip = weights.setdefault(LLAVA_VISION + "head.proj", mx.zeros((2 * shape["embed_dims"][-1], 64)))
     config["vision_config"] = {
         "cls_ratio": 2.0, "down_patch_size": 7, "down_stride": 2, "downsamples": [True] * 5,
         "embed_dims": shape["embed_dims"], "hidden_size": 1024,
         "image_size": int(config["mm_vision_tower"].rsplit("_", 1)[-1]), "intermediate_size": 3072,
         "layer_scale_init_value": 1e-05, "layers": shape["layers"], "mlp_ratios": [4] * 5,
         "num_classes": 1000, "patch_size": 64, "pos_embs_shapes": [None, None, None, [7, 7], [7, 7]],
-        "projection_dim": weights[LLAVA_VISION + "head.proj"].shape[1], "repmixer_kernel_size": 3,
+        "projection_dim": clip.shape[1], "repmixer_kernel_size": 3,
         "token_mixers": ["repmixer", "repmixer", "repmixer", "attention", "attention"],
     }  # fmt: skip
     moved = {name: _channels_last(name, value) for name, value in weights.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from fastvlm_bench.compare.cold import ColdRun
@@ -116,7 +117,8 @@ def _side(name: str, facts: Mapping[str, Any], cold: bool) -> str:
 
 def _does(name: str, cold: bool) -> str:
     """What a side does when it is asked."""
-    return " ".join(("python", *LIBRARIES[name].command)) if cold else LIBRARIES[name].does
+    library = LIBRARIES[name]
+    return " ".join(("python", *(Path(part).name for part in library.command))) if cold else library.does
 
 
 def _row(line: Line) -> tuple[str, ...]:

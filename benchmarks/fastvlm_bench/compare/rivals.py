@@ -11,6 +11,7 @@ from typing import Literal
 from fastvlm_mlx.errors import InputError
 
 OURS = "fastvlm-mlx"
+_WORKERS = Path(__file__).resolve().parents[1] / "workers"
 ENVIRONMENTS = Path(".venv-compare")  # below the current folder; `make compare` makes it
 
 Kind = Literal["picture", "text"]
@@ -49,7 +50,7 @@ LIBRARIES = {
         "picture",
         ("mlx-vlm", "mlx", "transformers", "pillow"),
         "load, apply_chat_template and stream_generate, which keeps nothing between questions",
-        ("-m", "mlx_vlm", "generate"),
+        ("-P", str(_WORKERS / "mlx_vlm_cli.py"), "generate"),
     ),
     "transformers": Library(
         "transformers_side",

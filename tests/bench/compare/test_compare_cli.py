@@ -110,7 +110,7 @@ def test_whole_processes(fakes, tmp_path, capsys):
     assert len(data["runs"]) == 2 * 2 * 2
     assert all(run["text"] == "a token" and run["seconds"] > 0 for run in data["runs"])
     assert data["sides"]["mlx-vlm"]["versions"]["mlx-vlm"] == "1.2"
-    assert data["sides"]["mlx-vlm"]["does"] == "python -m mlx_vlm generate"
+    assert data["sides"]["mlx-vlm"]["does"] == "python -P mlx_vlm_cli.py generate"
     sizes = json.loads((tmp_path / "mlx-vlm" / "preprocessor_config.json").read_text())
     assert sizes["size"] == {"shortest_edge": 128}  # the last resolution
 

@@ -70,7 +70,7 @@ def test_whole_processes_are_called_that(report):
     sides = {name: {"versions": {}} for name in report.sides}
     header = format_report(dataclasses.replace(report, cold=True, sides=sides)).split("\n\n")[0]
     assert "from the start of the command to its first token" in header
-    assert "mlx-vlm: ; python -m mlx_vlm generate" in header
+    assert "mlx-vlm: ; python -P mlx_vlm_cli.py generate" in header
     assert "second" not in header
 
 
