@@ -35,7 +35,8 @@ class Stage:
         rates: part of the model -> its highest learning rate; parts that are not named are frozen.
         heads: weight of the linear heads' loss.
         dense: weight of the loss of those on the maps inside the encoder.
-        answers: whether answers are learnt.
+        answers: whether answers are learnt. Batch norms then keep their statistics: the decoder has learnt on features
+            made with them, and those of 16 pictures would be others in every step.
         pages: part of the pictures that are pages full of text, about which nothing is asked.
     """
 
@@ -47,7 +48,7 @@ class Stage:
     pages: float = 0.0
 
     def trains(self, part: str) -> bool:
-        """Whether a part's weights (and a batch norm's statistics) change."""
+        """Whether a part's weights change."""
         return part in self.rates
 
 
@@ -79,6 +80,9 @@ def freeze(parts: Mapping[str, nn.Module], stage: Stage) -> None:
     for name, module in parts.items():
         trains = stage.trains(name)
         module.train(trains)
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.train(trains and not stage.answers)
         for parameter in module.parameters():
             parameter.requires_grad_(trains)
 

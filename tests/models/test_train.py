@@ -193,6 +193,8 @@ def test_a_stage_changes_what_it_names_and_nothing_else(stage: Stage, tmp_path: 
         changed = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[part][name])}
         starts = part == "projector" and stage is STAGES[0]  # the next stage's beginning sets it
         assert bool(changed) == (stage.trains(part) or starts), part
+        statistics = {name for name in changed if "running" in name}
+        assert bool(statistics) == (part == "vision" and stage is STAGES[0])
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(trained: Trainer, tmp_path: Path):
