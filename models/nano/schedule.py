@@ -57,7 +57,7 @@ STAGES = (
     Stage("projector", {"projector": 5e-4, "decoder": 5e-4}, heads=0.0, dense=0.0, answers=True),
     Stage(
         "everything",
-        {"vision": 3e-3, "projector": 5e-4, "decoder": 5e-4, "heads": 3e-3},
+        {"vision": 1e-3, "projector": 5e-4, "decoder": 5e-4, "heads": 1e-3},
         heads=0.5,
         dense=DENSE_BESIDE_ANSWERS,
         answers=True,
