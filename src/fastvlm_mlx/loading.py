@@ -233,9 +233,6 @@ def _load_language(
     bundle: Bundle, quantize: int | None, dtype: mx.Dtype | None, unpack: bool
 ) -> tuple[MLPProjector, nn.Module]:
     """Projector and decoder, which share a file."""
-    import mlx.core as mx
-    import mlx.nn as nn
-
     from fastvlm_mlx.decoder import build_network
     from fastvlm_mlx.projector import MLPProjector
 
@@ -243,11 +240,22 @@ def _load_language(
     projector, network = MLPProjector(config.projector, config.image_newline), build_network(config.decoder)
     path = bundle.path / DECODER
     assign({"projector.": projector, "": network}, read_tensors(path), str(path))
+    if quantize and config.quantization:
+        raise InputError(
+            f"{bundle.path} is quantised already ({config.quantization.bits} bits); load it with quantize=None"
+        )
+    make_ready(projector, network, quantize, dtype, unpack)
+    return projector, network
+
+
+def make_ready(
+    projector: MLPProjector, network: nn.Module, quantize: int | None, dtype: mx.Dtype | None, unpack: bool
+) -> None:
+    """Bring projector and decoder, in place, to the types that they are kept in; `unpack` replaces packed matrices."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
     if quantize:
-        if config.quantization:
-            raise InputError(
-                f"{bundle.path} is quantised already ({config.quantization.bits} bits); load it with quantize=None"
-            )
         nn.quantize(network, group_size=_QUANTIZE_GROUP, bits=quantize, class_predicate=_divides)
     for module in (projector, network):
         if dtype:
@@ -256,7 +264,6 @@ def _load_language(
             unpack_quantized(module)
         module.eval()
         mx.eval(module.parameters())
-    return projector, network
 
 
 def _divides(_: str, layer: nn.Module) -> bool:

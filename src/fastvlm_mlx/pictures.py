@@ -123,6 +123,12 @@ class Vision:
         """What runs the encoder."""
         return self.encoder.device if self.encoder else "none"
 
+    def forget(self) -> None:
+        """Forget the features of earlier images, and which files they came from."""
+        self.cache.clear()
+        with self._lock:
+            self._sources.clear()
+
     @property
     def runs_beside(self) -> bool:
         """Whether it encodes on other hardware than MLX's, so that both can work at once."""
