@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fastvlm_bench import accuracy, batching
+from fastvlm_bench import accuracy, batching, planner
 from fastvlm_bench.arguments import add_model
 from fastvlm_bench.compare import cli as compare
 from fastvlm_bench.machine import describe_machine
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    others = {"accuracy": accuracy.main, "batch": batching.main, "compare": compare.main}
+    others = {"accuracy": accuracy.main, "batch": batching.main, "compare": compare.main, "plan": planner.main}
     if arguments and arguments[0] in others:
         return others[arguments[0]](arguments[1:])
     return run(build_parser(), _bench, arguments)
