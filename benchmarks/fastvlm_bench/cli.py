@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastvlm_bench import accuracy, batching
+from fastvlm_bench import accuracy, batching, planner
 from fastvlm_bench.arguments import parse_bits, parse_list
 from fastvlm_bench.compare import cli as compare
 from fastvlm_bench.runner import Plan
@@ -16,7 +16,7 @@ from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.files import write_text
 
-OTHERS = {"accuracy": accuracy.main, "batch": batching.main, "compare": compare.main}
+OTHERS = {"accuracy": accuracy.main, "batch": batching.main, "compare": compare.main, "plan": planner.main}
 
 
 def build_parser() -> argparse.ArgumentParser:

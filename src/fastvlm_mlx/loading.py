@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastvlm_mlx import hub
 from fastvlm_mlx.accelerate import prepare_cpu
+from fastvlm_mlx.budget import apply_budget, check_budget
 from fastvlm_mlx.bundle import (
     DECODER,
     MANIFEST,
@@ -52,6 +53,7 @@ def load(
     prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     feature_cache_bytes: int = FEATURE_CACHE_BYTES,
     warm: bool = False,
+    ttft_budget: float | None = None,
 ) -> FastVLM:
     """Load a model.
 
@@ -75,16 +77,22 @@ def load(
         prefix_cache_bytes: most memory for what was computed of earlier prompts and answers; 0 keeps none.
         feature_cache_bytes: most memory for the features of earlier images; 0 keeps none.
         warm: answer a question about a black image now, so that the first of yours waits for nothing to be loaded.
+        ttft_budget: seconds to the first token of a short question about one image, instead of `resolution`: the
+            largest one within it, as measured by `fastvlm-bench` or else now; see `budget.apply_budget`.
 
     Raises:
         BundleError, ConfigError, WeightsError: the bundle can't be used. HubError: the hub can't.
         InputError, ResolutionError: an argument is out of range. EncoderError: `vision` can't run here.
     """
     _check(vision, quantize, resolution, prefix_cache_bytes, feature_cache_bytes)
+    if ttft_budget is not None:
+        check_budget(ttft_budget, resolution)
     prepare_cpu()
     bundle = Bundle.open(hub.resolve(model, revision=revision, local_files_only=local_files_only))
     caches = prefix_cache_bytes, feature_cache_bytes
     loaded = assemble(bundle, vision, resolution, quantize, dtype, vision_dtype, compute_units, cache_bytes=caches)
+    if ttft_budget is not None:
+        apply_budget(loaded, ttft_budget)
     if warm:
         loaded.warm_up()
     return loaded

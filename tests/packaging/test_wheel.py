@@ -51,6 +51,7 @@ def test_contents(wheel):
     for name in (
         *(f"{package}/py.typed" for package in packages),
         "fastvlm_zoo/zoo.toml",
+        "fastvlm_zoo/accuracy.toml",
         "fastvlm_zoo/seeded/decoder.safetensors",
         "fastvlm_zoo/seeded/tokenizer.json",
         "fastvlm_mlx/vision/fastvithd.py",
