@@ -193,10 +193,10 @@ def _load_encoder(
     if vision == "coreml" or (package and bundle.config.vision is None):
         return package
     if package:
-        return FallbackEncoder(package, lambda: _load_mlx_encoder(bundle, dtype))
+        return FallbackEncoder(package, lambda: load_mlx_encoder(bundle, dtype))
     if bundle.config.vision is None and vision == "auto":
         return None  # text works; an image then raises, saying why
-    return _load_mlx_encoder(bundle, dtype)
+    return load_mlx_encoder(bundle, dtype)
 
 
 def _open_package(
@@ -218,7 +218,16 @@ def _open_package(
         return None
 
 
-def _load_mlx_encoder(bundle: Bundle, dtype: mx.Dtype) -> Encoder:
+def load_mlx_encoder(bundle: Bundle, dtype: mx.Dtype) -> Encoder:
+    """FastViTHD in MLX, on MLX's default device.
+
+    Args:
+        bundle: an open bundle.
+        dtype: float32 or bfloat16, of weights and activations.
+
+    Raises:
+        EncoderError: the bundle has no vision weights for MLX. BundleError, WeightsError: they can't be read.
+    """
     from fastvlm_mlx.vision.fastvithd import FastViTHD, MLXVisionEncoder
 
     if bundle.config.vision is None:
