@@ -12,6 +12,7 @@ from pathlib import Path
 from fastvlm_bench import accuracy, batching
 from fastvlm_bench.arguments import add_model
 from fastvlm_bench.compare import cli as compare
+from fastvlm_bench.doctor import cli as doctor
 from fastvlm_bench.machine import describe_machine
 from fastvlm_bench.report import Report, format_report, to_json
 from fastvlm_bench.runner import PHOTO_SIZE, Plan, precision, question, run_plan, sample_photo
@@ -26,7 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="fastvlm-bench",
         description="Measure the time to first token, stage by stage, on this machine. "
         "`fastvlm-bench accuracy` counts right answers instead; `fastvlm-bench batch` measures answers that are "
-        "decoded together; `fastvlm-bench compare` measures other libraries too.",
+        "decoded together; `fastvlm-bench compare` measures other libraries too; `fastvlm-bench doctor` checks "
+        "everything that only this machine can show.",
     )
     parser.add_argument(
         "--resolution",
@@ -51,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    others = {"accuracy": accuracy.main, "batch": batching.main, "compare": compare.main}
+    others = {"accuracy": accuracy.main, "batch": batching.main, "compare": compare.main, "doctor": doctor.main}
     if arguments and arguments[0] in others:
         return others[arguments[0]](arguments[1:])
     return run(build_parser(), _bench, arguments)
