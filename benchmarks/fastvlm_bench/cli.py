@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +11,20 @@ from pathlib import Path
 from fastvlm_bench import accuracy, batching, planner
 from fastvlm_bench.arguments import parse_bits, parse_list
 from fastvlm_bench.compare import cli as compare
+from fastvlm_bench.doctor import cli as doctor
 from fastvlm_bench.runner import Plan
 from fastvlm_bench.sizes import SIZES
 from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.files import write_text
 
-OTHERS = {"accuracy": accuracy.main, "batch": batching.main, "compare": compare.main, "plan": planner.main}
+OTHERS = {
+    "accuracy": accuracy.main,
+    "batch": batching.main,
+    "compare": compare.main,
+    "doctor": doctor.main,
+    "plan": planner.main,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,7 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         "what the machine can do. Of --size, --q-bits, --vision and --compute-units several values, separated by "
         "commas, are measured in turn and compared.",
         epilog="Other commands: `fastvlm-bench accuracy` counts right answers; `batch` measures answers that are "
-        "decoded together; `compare` measures other libraries too.",
+        "decoded together; `compare` measures other libraries too; `plan` names what is within a time budget; `doctor` "
+        "checks everything that only this machine can show.",
     )
     parser.add_argument(
         "--resolution",
@@ -101,9 +110,11 @@ def _bench(args: argparse.Namespace) -> None:
 
     from fastvlm_bench.measure import measure
     from fastvlm_bench.tables import format_report
+    from fastvlm_mlx.measurement_cache import save_measurements
 
     report = measure(wanted, plan, args.image, load=not args.no_load, roofline=not args.no_roofline)
     print(format_report(report, baseline))
+    save_measurements(json.loads(to_json(report)))
     if args.json:
         write_text(args.json, to_json(report))
     if args.csv:

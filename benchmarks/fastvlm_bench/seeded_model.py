@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastvlm_bench.sizes import SIZES
 from fastvlm_mlx.config import DecoderConfig, ModelConfig, ProjectorConfig, VisionConfig
-from fastvlm_mlx.loading import FEATURE_CACHE_BYTES, PREFIX_CACHE_BYTES, make_ready
+from fastvlm_mlx.loading import FEATURE_CACHE_BYTES, PREFIX_CACHE_BYTES
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
@@ -49,6 +49,7 @@ def build(config: ModelConfig, quantize: int | None = None) -> FastVLM:
     from fastvlm_mlx.engine import Engine
     from fastvlm_mlx.model import FastVLM
     from fastvlm_mlx.pictures import Vision
+    from fastvlm_mlx.precision import make_ready
     from fastvlm_mlx.projector import MLPProjector
     from fastvlm_mlx.vision.fastvithd import FastViTHD, MLXVisionEncoder
 

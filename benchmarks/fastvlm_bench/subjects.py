@@ -73,6 +73,10 @@ class Subject:
         device: what ran which part.
         weights_bytes: of all weights in memory, as counted from the shapes.
         load: how long loading took.
+        identity: of the weights and the encoder, as `FastVLM.identity`; `load(ttft_budget=...)` knows its model by it.
+        image_size: side in pixels that it was trained at; None without a shape of FastViTHD.
+        grid_pinpoints: AnyRes: (width, height) in pixels of the grids that it was trained for.
+        patch_merge_type: AnyRes: how their tiles are joined.
     """
 
     name: str
@@ -84,6 +88,10 @@ class Subject:
     device: str
     weights_bytes: int
     load: LoadTimes
+    identity: str
+    image_size: int | None
+    grid_pinpoints: tuple[tuple[int, int], ...]
+    patch_merge_type: str
 
     @property
     def label(self) -> str:
@@ -190,4 +198,8 @@ def _describe(choice: Choice, model: FastVLM, load: LoadTimes) -> Subject:
         device=model.device,
         weights_bytes=weights_bytes(model.config, choice),
         load=load,
+        identity=model.identity,
+        image_size=model.config.vision.image_size if model.config.vision else None,
+        grid_pinpoints=model.config.grid_pinpoints,
+        patch_merge_type=model.config.patch_merge_type,
     )

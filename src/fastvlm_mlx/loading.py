@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from fastvlm_mlx.vision.coreml import CoreMLVisionEncoder
     from fastvlm_mlx.vision.coreml_runtime import Runtime
 
-_QUANTIZE_GROUP = 64
 PREFIX_CACHE_BYTES, FEATURE_CACHE_BYTES = 512 << 20, 128 << 20
 
 
@@ -201,10 +200,10 @@ def _load_encoder(
     if vision == "coreml" or (package and bundle.config.vision is None):
         return package
     if package:
-        return FallbackEncoder(package, lambda: _load_mlx_encoder(bundle, dtype))
+        return FallbackEncoder(package, lambda: load_mlx_encoder(bundle, dtype))
     if bundle.config.vision is None and vision == "auto":
         return None  # text works; an image then raises, saying why
-    return _load_mlx_encoder(bundle, dtype)
+    return load_mlx_encoder(bundle, dtype)
 
 
 def _open_package(
@@ -226,7 +225,16 @@ def _open_package(
         return None
 
 
-def _load_mlx_encoder(bundle: Bundle, dtype: mx.Dtype) -> Encoder:
+def load_mlx_encoder(bundle: Bundle, dtype: mx.Dtype) -> Encoder:
+    """FastViTHD in MLX, on MLX's default device.
+
+    Args:
+        bundle: an open bundle.
+        dtype: float32 or bfloat16, of weights and activations.
+
+    Raises:
+        EncoderError: the bundle has no vision weights for MLX. BundleError, WeightsError: they can't be read.
+    """
     from fastvlm_mlx.vision.fastvithd import FastViTHD, MLXVisionEncoder
 
     if bundle.config.vision is None:
@@ -242,6 +250,7 @@ def _load_language(
 ) -> tuple[MLPProjector, nn.Module]:
     """Projector and decoder, which share a file."""
     from fastvlm_mlx.decoder import build_network
+    from fastvlm_mlx.precision import make_ready
     from fastvlm_mlx.projector import MLPProjector
 
     config = bundle.config
@@ -254,50 +263,3 @@ def _load_language(
         )
     make_ready(projector, network, quantize, dtype, unpack)
     return projector, network
-
-
-def make_ready(
-    projector: MLPProjector, network: nn.Module, quantize: int | None, dtype: mx.Dtype | None, unpack: bool
-) -> None:
-    """Bring projector and decoder, in place, to the types that they are kept in; `unpack` replaces packed matrices."""
-    import mlx.core as mx
-    import mlx.nn as nn
-
-    if quantize:
-        nn.quantize(network, group_size=_QUANTIZE_GROUP, bits=quantize, class_predicate=_divides)
-    for module in (projector, network):
-        if dtype:
-            module.set_dtype(dtype)
-        if unpack:
-            unpack_quantized(module)
-        module.eval()
-        mx.eval(module.parameters())
-
-
-def _divides(_: str, layer: nn.Module) -> bool:
-    return hasattr(layer, "to_quantized") and layer["weight"].shape[-1] % _QUANTIZE_GROUP == 0
-
-
-def unpack_quantized(module: nn.Module) -> None:
-    """Replace quantised layers by plain ones that hold the same values."""
-    import mlx.core as mx
-    import mlx.nn as nn
-    from mlx.utils import tree_unflatten
-
-    plain: list[tuple[str, nn.Module]] = []
-    for path, layer in module.named_modules():
-        if not isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
-            continue
-        weight = mx.dequantize(
-            layer.weight, layer.scales, layer["biases"], group_size=layer.group_size, bits=layer.bits
-        )
-        rows, columns = weight.shape
-        new: nn.Module
-        if isinstance(layer, nn.QuantizedEmbedding):
-            new = nn.Embedding(rows, columns)
-        else:
-            new = nn.Linear(columns, rows, bias="bias" in layer)
-        new.update({name: weight if name == "weight" else layer[name] for name in new.parameters()})
-        plain.append((path, new))
-    if plain:
-        module.update_modules(tree_unflatten(plain))

@@ -40,6 +40,10 @@ SUBJECT = Subject(
     device="vision: MLX (cpu), decoder: MLX (cpu)",
     weights_bytes=4000,
     load=LoadTimes(900.0, (30.0, 50.0)),
+    identity="tiny's weights",
+    image_size=256,
+    grid_pinpoints=(),
+    patch_merge_type="flat",
 )
 LIMITS = {"vision": StageLimit(10**9, 10**6, "compute", 5.0, 0.25), "decode": StageLimit(10, 10**6, "memory", 1.0, 0.5)}
 

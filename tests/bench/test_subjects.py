@@ -101,7 +101,8 @@ def test_a_bundle_is_loaded_and_timed(bundle):
 def test_labels_tell_models_apart():
     def label(**parts) -> str:
         usual = {"name": "m", "size": None, "seeded": False, "bits": None, "precision": "", "vision": "mlx"}
-        more = {"device": "", "weights_bytes": 0, "load": subjects.LoadTimes()}
+        more = {"device": "", "weights_bytes": 0, "load": subjects.LoadTimes(), "identity": "", "image_size": 256}
+        more |= {"grid_pinpoints": (), "patch_merge_type": "flat"}
         return Subject(**usual | more | parts).label
 
     assert label() == "m, vision mlx"
