@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,17 @@ def read_report(file: Path) -> dict[str, Any]:
     return dict(data)
 
 
-def baseline_spreads(data: dict[str, Any], figure: str) -> dict[tuple[str, int], Spread]:
+def baseline_spreads(data: Mapping[str, Any], figure: str) -> dict[tuple[str, int], Spread]:
     """A figure of a read report, by the model's label and resolution."""
+    return {key: Spread(**case["figures"][figure]) for key, case in _cases(data)}
+
+
+def baseline_runs(data: Mapping[str, Any]) -> dict[tuple[str, int], int]:
+    """How many runs the medians of a read report are of, by the model's label and resolution."""
+    return {key: case["runs"] for key, case in _cases(data)}
+
+
+def _cases(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
     labels = [subject["label"] for subject in data["subjects"]]
-    return {
-        (labels[case["subject"]], case["resolution"]): Spread(**case["figures"][figure]) for case in data["summary"]
-    }
+    for case in data["summary"]:
+        yield (labels[case["subject"]], case["resolution"]), case

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from fastvlm_bench.stats import Spread, spread
+from fastvlm_bench.stats import LEAST_RUNS, Spread, spread
 from fastvlm_mlx.config import check_side
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.types import IMAGE_TOKEN_ID
@@ -48,7 +48,7 @@ class Plan:
     """
 
     resolutions: tuple[int, ...] = ()
-    runs: int = 5
+    runs: int = LEAST_RUNS
     warmup: int = 1
     prompt_tokens: int = 24  # the chat template and a short question
     max_tokens: int = 32

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fastvlm_bench.report import Report, baseline_spreads
+from fastvlm_bench.report import Report, baseline_runs, baseline_spreads
 from fastvlm_bench.runner import Run, Summary
-from fastvlm_bench.stats import apart, spread, verdict
+from fastvlm_bench.stats import LEAST_RUNS, apart, spread, verdict
 from fastvlm_bench.subjects import Subject
 from fastvlm_mlx import __version__
 
@@ -140,7 +140,7 @@ def _compared(report: Report) -> Iterable[str]:
 
 def _since(report: Report, baseline: Mapping[str, Any]) -> Iterable[str]:
     """Beside an earlier report."""
-    before = baseline_spreads(dict(baseline), "ttft_ms")
+    before, runs = baseline_spreads(baseline, "ttft_ms"), baseline_runs(baseline)
     yield f"TTFT beside that of {baseline['date']}"
     there, here = (f"{m['cpu']}, {m['device']}" for m in (baseline["machine"], asdict(report.machine)))
     if there != here:
@@ -151,8 +151,11 @@ def _since(report: Report, baseline: Mapping[str, Any]) -> Iterable[str]:
         if old is None:
             yield f"  {case.resolution}: {label} wasn't measured then"
             continue
-        faster = "faster" if new.median < old.median else "slower"
-        said = faster if apart(old, new) else "no difference shown"
+        said = "no difference shown"
+        if apart(old, new):
+            said = "faster" if new.median < old.median else "slower"
+            fewest = min(case.runs, runs[label, case.resolution])
+            said = said if fewest >= LEAST_RUNS else f"fewer than {LEAST_RUNS} runs show nothing"
         yield f"  {case.resolution}: {label} {old.median:.1f} -> {new.median:.1f} ms, {said}"
 
 

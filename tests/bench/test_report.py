@@ -192,12 +192,19 @@ def test_beside_an_earlier_report(report):
     before = json.loads(to_json(report))
     for case, times in ((0, (90.0, 80.0, 95.0)), (1, (90.0, 79.0, 95.0))):
         before["summary"][case]["figures"]["ttft_ms"] = dict(zip(("median", "low", "high"), times, strict=True))
+        before["summary"][case]["runs"] = 10
+    many = [run(i, side, t) for i in range(1, 12, 2) for side, t in ((256, 64.0), (512, 80.0))]
+    many += [run(i, side, t) for i in range(2, 12, 2) for side, t in ((256, 63.0), (512, 90.0))]
+    few, report = report, dataclasses.replace(report, runs=tuple(r for r in many if r.round < 11))
     # 63.5 (63-64) after 90 (80-95): 26.5 apart, 15 wide. 85 (80-90) after 90 (79-95): 5 apart, 16 wide.
     assert blocks(report, before)[3].splitlines() == [
         "TTFT beside that of 2026-01-02T03:04:05+00:00",
         "  256: tiny, vision mlx 90.0 -> 63.5 ms, faster",
         "  512: tiny, vision mlx 90.0 -> 85.0 ms, no difference shown",
     ]
+    assert "256: tiny, vision mlx 90.0 -> 63.5 ms, fewer than 10 runs show nothing" in blocks(few, before)[3]
+    before["summary"][0]["runs"] = 9
+    assert "256: tiny, vision mlx 90.0 -> 63.5 ms, fewer than 10 runs show nothing" in blocks(report, before)[3]
     before["machine"]["cpu"] = "Another CPU"
     del before["summary"][1]
     said = blocks(report, before)[3].splitlines()

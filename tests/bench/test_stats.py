@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from pathlib import Path
+
 import pytest
 
-from fastvlm_bench.stats import LEAST_ROUNDS, Spread, apart, spread, verdict
+from fastvlm_bench.stats import LEAST_ROUNDS, LEAST_RUNS, Spread, apart, spread, verdict
 
 
 @pytest.mark.parametrize(
@@ -64,3 +68,32 @@ def test_the_least_number_of_rounds_is_hardly_chance():
 def test_measurements_are_apart_by_more_than_the_wider_spread(one, other, said):
     assert apart(one, other) is said
     assert apart(other, one) is said
+
+
+RECORDED = json.loads((Path(__file__).parent / "recorded" / "repeated.json").read_text())["figures"]
+
+
+def share_apart(one: list[list[float]], other: list[list[float]] | None = None) -> float:
+    """Of all pairs of processes: those whose medians are further apart than their spreads are wide."""
+    first = [spread(values) for values in one]
+    pairs = itertools.product(first, map(spread, other)) if other else itertools.combinations(first, 2)
+    found = [apart(*pair) for pair in pairs]
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("figure", RECORDED)
+def test_two_runs_of_one_case_differ_by_less_than_the_spread_19_times_in_20(figure):
+    processes = RECORDED[figure]
+    assert len(processes) == 24
+    assert {len(values) for values in processes} == {LEAST_RUNS}
+    assert share_apart(processes) <= 0.05
+
+
+def test_fewer_runs_would_not_do():
+    assert max(share_apart([values[:5] for values in processes]) for processes in RECORDED.values()) > 0.05
+
+
+@pytest.mark.parametrize("figure", ["ttft_ms at 256 px", "ttft_ms at 512 px"])
+def test_twice_the_time_is_mostly_seen(figure):
+    processes = RECORDED[figure]
+    assert share_apart(processes, [[2 * value for value in values] for values in processes]) > 0.8
