@@ -3,47 +3,77 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import json
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from fastvlm_bench import accuracy, batching
-from fastvlm_bench.arguments import add_model
+from fastvlm_bench import accuracy, batching, planner
+from fastvlm_bench.arguments import parse_bits, parse_list
 from fastvlm_bench.compare import cli as compare
-from fastvlm_bench.machine import describe_machine
-from fastvlm_bench.report import Report, format_report, to_json
-from fastvlm_bench.runner import PHOTO_SIZE, Plan, precision, question, run_plan, sample_photo
+from fastvlm_bench.doctor import cli as doctor
+from fastvlm_bench.runner import Plan
+from fastvlm_bench.sizes import SIZES
 from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.files import write_text
+
+OTHERS = {
+    "accuracy": accuracy.main,
+    "batch": batching.main,
+    "compare": compare.main,
+    "doctor": doctor.main,
+    "plan": planner.main,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; light, so that `--help` is quick."""
     parser = argparse.ArgumentParser(
         prog="fastvlm-bench",
-        description="Measure the time to first token, stage by stage, on this machine. "
-        "`fastvlm-bench accuracy` counts right answers instead; `fastvlm-bench batch` measures answers that are "
-        "decoded together; `fastvlm-bench compare` measures other libraries too.",
+        description="Measure the time to first token, stage by stage, on this machine, and how near each stage is to "
+        "what the machine can do. Of --size, --q-bits, --vision and --compute-units several values, separated by "
+        "commas, are measured in turn and compared.",
+        epilog="Other commands: `fastvlm-bench accuracy` counts right answers; `batch` measures answers that are "
+        "decoded together; `compare` measures other libraries too; `plan` names what is within a time budget; `doctor` "
+        "checks everything that only this machine can show.",
     )
     parser.add_argument(
         "--resolution",
         metavar="PX[,PX...]",
         help="image sides, multiples of 64, run in turn (default: the model's own)",
     )
-    add_model(parser)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")
+    which.add_argument("--size", default="", help=f"random weights of published shapes instead: {', '.join(SIZES)}")
+    parser.add_argument(
+        "--q-bits",
+        "--quantize",
+        default="none",
+        metavar="BITS",
+        help="quantise the decoder after loading: 2, 3, 4, 5, 6, 8 or none (default: none, as stored)",
+    )
+    parser.add_argument("--vision", default="auto", help="what runs the encoder: auto, mlx, coreml (default: auto)")
+    parser.add_argument(
+        "--compute-units",
+        default="CPU_AND_NE",
+        metavar="UNITS",
+        help="where Core ML may run: CPU_AND_NE (default), ALL, CPU_AND_GPU, CPU_ONLY",
+    )
     parser.add_argument("--image", metavar="FILE", help="a photo of yours (default: a synthetic one)")
     usual = Plan()
     for name, count, text in (
-        ("--runs", usual.runs, "measured calls per resolution"),
-        ("--warmup", usual.warmup, "calls per resolution before those"),
+        ("--runs", usual.runs, "measured rounds"),
+        ("--warmup", usual.warmup, "rounds before those"),
         ("--prompt-tokens", usual.prompt_tokens, "text tokens around the image"),
         ("--max-tokens", usual.max_tokens, "tokens to generate"),
     ):
         parser.add_argument(name, type=int, default=count, metavar="N", help=f"{text} (default: {count})")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all runs, their medians and the machine there")
+    parser.add_argument("--no-load", action="store_true", help="don't measure how long loading takes")
+    parser.add_argument("--no-roofline", action="store_true", help="don't measure what the machine can do")
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with that earlier --json")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each run there")
     add_common(parser)
     return parser
 
@@ -51,56 +81,41 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    others = {"accuracy": accuracy.main, "batch": batching.main, "compare": compare.main}
-    if arguments and arguments[0] in others:
-        return others[arguments[0]](arguments[1:])
+    if arguments and arguments[0] in OTHERS:
+        return OTHERS[arguments[0]](arguments[1:])
     return run(build_parser(), _bench, arguments)
 
 
 def _bench(args: argparse.Namespace) -> None:
+    """Check all that can be checked, measure, and only then write."""
     plan = Plan(
-        resolutions=_resolutions(args.resolution),
+        resolutions=compare.parse_sides(args.resolution) if args.resolution is not None else (),
         runs=args.runs,
         warmup=args.warmup,
         prompt_tokens=args.prompt_tokens,
         max_tokens=args.max_tokens,
     )
-    if args.json and args.json.is_dir():  # known before minutes of work are lost
-        raise InputError(f"--json {args.json} is a folder; name a file")
-    report = _measure(args, plan)
-    print(format_report(report))
+    for option, path in (("--json", args.json), ("--csv", args.csv)):
+        if path and path.is_dir():  # known before minutes of work are lost
+            raise InputError(f"{option} {path} is a folder; name a file")
+    sizes = parse_list(args.size, "--size") if args.size else ()
+    bits = parse_bits(args.q_bits, "--q-bits", "none")
+    visions, units = parse_list(args.vision, "--vision"), parse_list(args.compute_units, "--compute-units")
+
+    from fastvlm_bench.report import read_report, to_csv, to_json
+    from fastvlm_bench.subjects import choices
+
+    wanted = choices(args.model, sizes, bits, visions, units)
+    baseline = read_report(args.baseline) if args.baseline else None
+
+    from fastvlm_bench.measure import measure
+    from fastvlm_bench.tables import format_report
+    from fastvlm_mlx.measurement_cache import save_measurements
+
+    report = measure(wanted, plan, args.image, load=not args.no_load, roofline=not args.no_roofline)
+    print(format_report(report, baseline))
+    save_measurements(json.loads(to_json(report)))
     if args.json:
         write_text(args.json, to_json(report))
-
-
-def _measure(args: argparse.Namespace, plan: Plan) -> Report:
-    """Load the model and run the plan; everything heavy is imported here."""
-    from fastvlm_mlx.accelerate import prepare_cpu
-
-    prepare_cpu()  # before anything below imports MLX
-    from tqdm import tqdm
-
-    from fastvlm_mlx.loading import load
-
-    # Every run is a first question: what the run before has computed would hide the stages that are to be measured.
-    model = load(args.model, vision=args.vision, quantize=args.quantize, prefix_cache_bytes=0, feature_cache_bytes=0)
-    if not plan.resolutions:
-        plan = dataclasses.replace(plan, resolutions=(model.resolution,))
-    ask = question(model, args.image or sample_photo(), plan)
-    calls = (plan.warmup + plan.runs) * len(plan.resolutions)
-    with tqdm(total=calls, unit="call", leave=False, disable=None) as bar:
-        runs = run_plan(ask, plan, bar.update)
-    return Report(
-        model=model.config.name,
-        precision=precision(model, args.quantize),
-        image=args.image or "synthetic photo, {} x {} px JPEG".format(*PHOTO_SIZE),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        plan=plan,
-        machine=describe_machine(),
-        runs=runs,
-    )
-
-
-def _resolutions(text: str | None) -> tuple[int, ...]:
-    """Read the text of --resolution; none gives ()."""
-    return () if text is None else compare.parse_sides(text)
+    if args.csv:
+        write_text(args.csv, to_csv(report))

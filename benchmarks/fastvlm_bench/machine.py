@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-_CPUINFO = Path("/proc/cpuinfo")
+_CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,24 @@ def _memory_bytes() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return 0
+
+
+def available_bytes() -> int:
+    """Memory that a model may take now: on macOS what Metal recommends at most, on Linux what is free; 0 if unknown."""
+    if sys.platform == "darwin":
+        import mlx.core as mx
+
+        return int(mx.device_info().get("max_recommended_working_set_size", 0))
+    return parse_meminfo(_MEMINFO.read_text(encoding="utf-8")) if _MEMINFO.exists() else 0
+
+
+def parse_meminfo(text: str) -> int:
+    """MemAvailable of a /proc/meminfo in bytes, or 0."""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return 0
 
 
 def _sysctl(name: str) -> str:

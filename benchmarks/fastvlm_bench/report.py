@@ -1,29 +1,43 @@
-"""A benchmark as text for people and as JSON for programs."""
+"""A benchmark's results: as JSON and CSV for programs; `fastvlm_bench.tables` writes them for people."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from fastvlm_bench.machine import Machine
+from fastvlm_bench.peaks import Peaks
 from fastvlm_bench.runner import Plan, Run, Summary, summarise
+from fastvlm_bench.stats import Spread
+from fastvlm_bench.subjects import Subject
 from fastvlm_mlx import __version__
+from fastvlm_mlx.errors import InputError
 
-FORMAT_VERSION = 1
-_HEADINGS = (
-    "resolution",
-    "image tokens",
-    "preprocess",
-    "vision",
-    "projector",
-    "prefill",
-    "first token",
-    "TTFT",
-    "min-max",
-    "decode tok/s",
-)
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StageLimit:
+    """What a stage has to do, and how near to the machine's limit it came.
+
+    Attributes:
+        flops: floating-point operations.
+        bytes: that must be moved at least.
+        bound: "compute" or "memory": which of them takes longer at the machine's peak.
+        limit_ms: how long.
+        share: limit by the measured median; 1 is all that the machine can do.
+    """
+
+    flops: int
+    bytes: int
+    bound: str
+    limit_ms: float
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,91 +45,98 @@ class Report:
     """What ran, where, and what was measured.
 
     Attributes:
-        model: its name.
-        precision: of the decoder's weights.
+        subjects: the models.
         image: what the pictures were.
         date: UTC, ISO 8601.
         plan: how often what ran.
         machine: where.
-        runs: every call, in order.
+        peaks: what the machine reached; None where that wasn't measured.
+        runs: every pair of questions, in order.
+        rooflines: stage -> limit, for (subject, resolution).
     """
 
-    model: str
-    precision: str
+    subjects: tuple[Subject, ...]
     image: str
     date: str
     plan: Plan
     machine: Machine
+    peaks: Peaks | None
     runs: tuple[Run, ...]
+    rooflines: dict[tuple[int, int], dict[str, StageLimit]]
+
+    @property
+    def summary(self) -> tuple[Summary, ...]:
+        """Medians and ends, by model and resolution."""
+        return summarise(self.runs)
+
+
+def to_data(report: Report) -> dict[str, Any]:
+    """Everything as plain data: raw runs, medians, limits and the machine."""
+    parts = {f.name: getattr(report, f.name) for f in fields(report) if f.name not in ("rooflines", "runs")}
+    plain = {name: asdict(part) if hasattr(part, "__dataclass_fields__") else part for name, part in parts.items()}
+    summary = []
+    for case in report.summary:
+        limits = report.rooflines.get((case.subject, case.resolution))
+        roofline = {stage: asdict(limit) for stage, limit in limits.items()} if limits else None
+        summary.append(asdict(case) | {"roofline": roofline})
+    return {
+        "format_version": FORMAT_VERSION,
+        "tool": f"fastvlm-bench {__version__}",
+        **plain,
+        "subjects": [asdict(subject) | {"label": subject.label} for subject in report.subjects],
+        "runs": [asdict(run) for run in report.runs],
+        "summary": summary,
+    }
 
 
 def to_json(report: Report) -> str:
-    """Everything: raw runs, medians and the machine."""
-    data = {
-        "format_version": FORMAT_VERSION,
-        "tool": f"fastvlm-bench {__version__}",
-        **asdict(report),
-        "summary": [asdict(summary) for summary in summarise(report.runs)],
-    }
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    """`to_data` as text."""
+    return json.dumps(to_data(report), indent=2, ensure_ascii=False) + "\n"
 
 
-def format_report(report: Report) -> str:
-    """The header, one row of medians per resolution, and whether the stages add up."""
-    rows = [_HEADINGS, *(_row(summary) for summary in summarise(report.runs))]
-    return "\n".join((*_header(report), "", *_table(rows), "", _check(report.runs)))
+def to_csv(report: Report) -> str:
+    """A line for each run, warm-up included, with the model's label."""
+    columns = ["label", *(f.name for f in fields(Run))]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for run in report.runs:
+        writer.writerow({"label": report.subjects[run.subject].label, **asdict(run)})
+    return text.getvalue()
 
 
-def _header(report: Report) -> tuple[str, ...]:
-    plan, machine = report.plan, report.machine
-    blas = "" if machine.openblas is None else f", {_openblas(machine.openblas)}"
-    memory = f"{machine.memory_bytes / 2**30:.1f} GiB"
-    devices = " | ".join(dict.fromkeys(run.device for run in report.runs))
-    return (
-        f"fastvlm-bench {__version__}: {report.model}, decoder {report.precision}",
-        f"ran on:  {devices}",
-        f"machine: {machine.cpu}, {machine.cores} cores, {memory}, {machine.platform}",
-        f"MLX:     {machine.mlx}, {machine.device}{blas}",
-        f"input:   {report.image}; {plan.prompt_tokens} text tokens, whose values don't change the times",
-        f"times:   ms, median of {plan.runs} after {plan.warmup} for warm-up, min-max is TTFT's; "
-        f"{plan.max_tokens} tokens generated",
-    )
+def read_report(file: Path) -> dict[str, Any]:
+    """The data of a report that `fastvlm-bench --json` wrote.
+
+    Raises:
+        InputError: no such file, no JSON, another format.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} doesn't exist; make it with: fastvlm-bench --json {file}")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
+        raise InputError(f"{file} isn't JSON ({exc}); make it anew with: fastvlm-bench --json {file}") from None
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION or "summary" not in data:
+        raise InputError(
+            f"{file} must be a report of format_version {FORMAT_VERSION}, it has {version}; "
+            f"make it anew with: fastvlm-bench --json {file}"
+        )
+    return dict(data)
 
 
-def _openblas(config: str) -> str:
-    """OpenBLAS's name and version out of "OpenBLAS 0.3.21 NO_LAPACKE DYNAMIC_ARCH ..."."""
-    return " ".join(config.split()[:2]) if config else "without OpenBLAS, which is slow"
+def baseline_spreads(data: Mapping[str, Any], figure: str) -> dict[tuple[str, int], Spread]:
+    """A figure of a read report, by the model's label and resolution."""
+    return {key: Spread(**case["figures"][figure]) for key, case in _cases(data)}
 
 
-def _row(summary: Summary) -> tuple[str, ...]:
-    figures = summary.figures
-    names = ("preprocess_ms", "vision_ms", "projector_ms", "prefill_ms", "first_token_ms", "ttft_ms")
-    ttft, speed = figures["ttft_ms"], figures["decode_tps"].median
-    return (
-        str(summary.resolution),
-        str(summary.image_tokens),
-        *(f"{figures[name].median:.1f}" for name in names),
-        f"{ttft.low:.1f}-{ttft.high:.1f}",
-        f"{speed:.1f}" if speed else "-",  # a single token has no speed
-    )
+def baseline_runs(data: Mapping[str, Any]) -> dict[tuple[str, int], int]:
+    """How many runs the medians of a read report are of, by the model's label and resolution."""
+    return {key: case["runs"] for key, case in _cases(data)}
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(n) for cell, n in zip(row, widths, strict=True)) for row in rows]
-
-
-def _check(runs: Sequence[Run]) -> str:
-    """The sum of the parts against the whole, for the run where they fit worst."""
-    measured = [run for run in runs if not run.warmup]
-    stages = min(run.stages_ms / run.ttft_ms for run in measured)
-    whole = min((run.ttft_ms + run.decode_ms) / run.wall_ms for run in measured)
-    return (
-        f"in every run the stages make up at least {_percent(stages)} of TTFT, "
-        f"and TTFT and decode {_percent(whole)} of the whole call"
-    )
-
-
-def _percent(share: float) -> str:
-    """Rounded down, since it stands after "at least"."""
-    return f"{math.floor(share * 1000) / 10:.1f} %"
+def _cases(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
+    labels = [subject["label"] for subject in data["subjects"]]
+    for case in data["summary"]:
+        yield (labels[case["subject"]], case["resolution"]), case

@@ -1,4 +1,4 @@
-"""Ask the same question at several resolutions, several times, and keep every time that was measured."""
+"""Ask the same questions of several models at several resolutions, and keep every time that was measured."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from fastvlm_bench.stats import Spread, spread
+from fastvlm_bench.stats import LEAST_RUNS, Spread, spread
 from fastvlm_mlx.config import check_side
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.types import IMAGE_TOKEN_ID
@@ -19,9 +19,20 @@ if TYPE_CHECKING:
 
 PHOTO_SIZE = (1280, 960)  # width, height: a camera's 4:3, larger than any resolution of the published models
 STAGES = ("preprocess", "tokenize", "vision", "projector", "prefill", "first_token")
-FIGURES = (*(f"{name}_ms" for name in STAGES), "ttft_ms", "decode_ms", "wall_ms", "decode_tps")
+FIGURES = (*(f"{name}_ms" for name in STAGES), "ttft_ms", "second_ttft_ms", "decode_ms", "wall_ms", "decode_tps")
 
-Ask = Callable[[int], "GenerationResult"]  # side in pixels -> an answer
+
+class Asked(Protocol):
+    """A model that is asked about one picture."""
+
+    def forget(self) -> None:
+        """Make the next question a first one: nothing of earlier ones is kept."""
+
+    def first(self, resolution: int) -> GenerationResult:
+        """Ask; the answer has all tokens of the plan."""
+
+    def second(self, resolution: int) -> GenerationResult:
+        """Ask something else about the same picture; the answer has one token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +48,7 @@ class Plan:
     """
 
     resolutions: tuple[int, ...] = ()
-    runs: int = 5
+    runs: int = LEAST_RUNS
     warmup: int = 1
     prompt_tokens: int = 24  # the chat template and a short question
     max_tokens: int = 32
@@ -57,11 +68,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One call: the model's own times, and the whole call as seen from outside.
+    """One first question and the second after it: the model's own times, and the first call as seen from outside.
 
     Attributes:
+        subject: the model's number.
         resolution: image side in pixels.
-        round: 0, 1, ... over warm-up and measured rounds; a round calls every resolution once.
+        round: 0, 1, ... over warm-up and measured rounds; a round asks every model at every resolution once.
         warmup: counts in no median.
         image_tokens: positions that the image takes.
         prompt_tokens: all positions of the prompt.
@@ -69,13 +81,15 @@ class Run:
         preprocess_ms, tokenize_ms, vision_ms, projector_ms, prefill_ms, first_token_ms: the stages.
         stages_ms: their sum; `ttft_ms` less a few lines of Python, or a stage is not accounted for.
         ttft_ms: from the call to the first token.
+        second_ttft_ms: the same of the second question, about the same picture.
         decode_ms: from the first token to the last.
         wall_ms: the whole call, measured by the benchmark.
         decode_tps: tokens per second after the first one; 0 for a single token.
-        peak_bytes: most memory that MLX held.
+        peak_bytes: most memory that MLX held in the first call, all models that are loaded included.
         device: what ran which part.
     """
 
+    subject: int
     resolution: int
     round: int
     warmup: bool
@@ -90,6 +104,7 @@ class Run:
     first_token_ms: float
     stages_ms: float
     ttft_ms: float
+    second_ttft_ms: float
     decode_ms: float
     wall_ms: float
     decode_tps: float
@@ -99,67 +114,89 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The measured runs of one resolution; `figures` has a Spread for each name of FIGURES."""
+    """The measured runs of one model at one resolution; `figures` has a Spread for each name of FIGURES."""
 
+    subject: int
     resolution: int
     image_tokens: int
+    prompt_tokens: int
     runs: int
+    peak_bytes: int
     figures: dict[str, Spread]
 
 
-def run_plan(ask: Ask, plan: Plan, progress: Callable[[], object] = lambda: None) -> tuple[Run, ...]:
-    """Make the calls of a plan, resolutions in turn within each round, so that drift hits all alike.
+def run_plan(asked: Sequence[Asked], plan: Plan, progress: Callable[[], object] = lambda: None) -> tuple[Run, ...]:
+    """Ask as planned, models and resolutions in turn within each round, so that drift hits all alike.
 
     Args:
-        ask: answers the question at a resolution; `question` makes one.
+        asked: the models; `Questions` makes one of a loaded one.
         plan: with at least one resolution.
-        progress: called after each call.
+        progress: called after each pair of questions.
 
     Returns:
         All runs in the order in which they ran, warm-up included.
     """
     runs = []
+    cases = [(number, resolution) for resolution in plan.resolutions for number in range(len(asked))]
     for index in range(plan.warmup + plan.runs):
-        for resolution in plan.resolutions:
-            runs.append(_measure(ask, resolution, index, index < plan.warmup))
+        begin = index % len(cases)  # each round begins with another case: none is always the one after the largest
+        for number, resolution in (*cases[begin:], *cases[:begin]):
+            runs.append(_measure(asked[number], number, resolution, index, index < plan.warmup))
             progress()
     return tuple(runs)
 
 
-def question(model: FastVLM, image: ImageInput, plan: Plan) -> Ask:
-    """The call to measure: greedy, past end-of-sequence, with a fixed prompt."""
-    ids = prompt_ids(plan.prompt_tokens, model.config.decoder.vocab_size)
+class Questions:
+    """Two fixed questions about an image, asked greedily and past end-of-sequence; implements `Asked`."""
 
-    def ask(resolution: int) -> GenerationResult:
-        return model.generate(image, ids, resolution=resolution, max_tokens=plan.max_tokens, ignore_eos=True)
+    def __init__(self, model: FastVLM, image: ImageInput, plan: Plan) -> None:
+        self.model, self.image, self.max_tokens = model, image, plan.max_tokens
+        vocabulary = model.config.decoder.vocab_size
+        self.prompts = [prompt_ids(plan.prompt_tokens, vocabulary, asked=number) for number in range(2)]
 
-    return ask
+    def forget(self) -> None:
+        """See `Asked.forget`."""
+        self.model.engine.forget()
+
+    def first(self, resolution: int) -> GenerationResult:
+        """See `Asked.first`."""
+        return self._ask(0, resolution, self.max_tokens)
+
+    def second(self, resolution: int) -> GenerationResult:
+        """See `Asked.second`."""
+        return self._ask(1, resolution, 1)
+
+    def _ask(self, number: int, resolution: int, tokens: int) -> GenerationResult:
+        ids = self.prompts[number]
+        return self.model.generate(self.image, ids, resolution=resolution, max_tokens=tokens, ignore_eos=True)
 
 
-def prompt_ids(text_tokens: int, vocab_size: int) -> list[int]:
-    """Ids of a prompt: half of the text, the image, the other half.
+def prompt_ids(text_tokens: int, vocab_size: int, asked: int = 0) -> list[int]:
+    """Ids of a prompt: half of the text, the image, the other half, which is another one for each `asked`.
 
     The values are arbitrary: every id costs the same, and ids need no tokenizer in the bundle.
     """
     ids = [i % vocab_size for i in range(text_tokens)]
     middle = text_tokens // 2
-    return [*ids[:middle], IMAGE_TOKEN_ID, *ids[middle:]]
+    return [*ids[:middle], IMAGE_TOKEN_ID, *((i + asked) % vocab_size for i in ids[middle:])]
 
 
 def summarise(runs: Sequence[Run]) -> tuple[Summary, ...]:
-    """Median, least and greatest of each figure, by resolution, in the order of the first runs."""
-    measured: dict[int, list[Run]] = {}
+    """Median, least and greatest of each figure, by model and resolution, both in ascending order."""
+    measured: dict[tuple[int, int], list[Run]] = {}
     for run in runs:
         if not run.warmup:
-            measured.setdefault(run.resolution, []).append(run)
+            measured.setdefault((run.subject, run.resolution), []).append(run)
     return tuple(
         Summary(
-            resolution,
+            *case,
             group[0].image_tokens,
+            group[0].prompt_tokens,
             len(group),
+            max(run.peak_bytes for run in group),
             {name: spread([getattr(run, name) for run in group]) for name in FIGURES},
         )
-        for resolution, group in measured.items()
+        for case, group in sorted(measured.items())
     )
 
 
@@ -205,13 +242,16 @@ def sample_photo(seed: int = 0, size: tuple[int, int] = PHOTO_SIZE) -> bytes:
     return file.getvalue()
 
 
-def _measure(ask: Ask, resolution: int, index: int, warmup: bool) -> Run:
+def _measure(asked: Asked, number: int, resolution: int, index: int, warmup: bool) -> Run:
+    asked.forget()
     start = time.perf_counter()
-    result = ask(resolution)
+    result = asked.first(resolution)
     wall = time.perf_counter() - start
+    second = asked.second(resolution)
     times = result.timings
     stages = {f"{name}_ms": getattr(times, name) * 1e3 for name in STAGES}
     return Run(
+        subject=number,
         resolution=resolution,
         round=index,
         warmup=warmup,
@@ -221,6 +261,7 @@ def _measure(ask: Ask, resolution: int, index: int, warmup: bool) -> Run:
         **stages,
         stages_ms=sum(stages.values()),
         ttft_ms=times.ttft * 1e3,
+        second_ttft_ms=second.timings.ttft * 1e3,
         decode_ms=times.decode * 1e3,
         wall_ms=wall * 1e3,
         decode_tps=result.generation_tps,

@@ -17,13 +17,13 @@ import numpy as np
 
 from fastvlm_convert.calibration import Pictures, verification
 from fastvlm_convert.coreml_vision import PackageOptions, Size, build_network
-from fastvlm_convert.mil_check import ONLY_FUNCTION, Execution, Package, compare, execute, open_package
+from fastvlm_convert.mil_check import Execution, Package, compare, execute, open_package
 from fastvlm_convert.quiet import quiet
 from fastvlm_convert.ranges import Ranges
 from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.errors import BundleError, EncoderError, ResolutionError
 from fastvlm_mlx.manifest import CheckRecord
-from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS, AppleRuntime, Runtime
+from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS, ONLY_FUNCTION, AppleRuntime, Runtime
 
 # Float32 against float32 with the same weights: 0 to 2e-6 measured, from the order of summation.
 EXACT_GATE = 1e-5

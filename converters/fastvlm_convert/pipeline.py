@@ -97,8 +97,7 @@ def convert(
         gates: how the package is checked; default at one telling size, and a failure is an error.
 
     Raises:
-        CheckpointError, WeightsError, InputError, DiskSpaceError: with what to do about it.
-        MissingDependencyError, VerificationError: a Core ML package can't be made here, or is wrong.
+        CheckpointError, WeightsError, InputError, DiskSpaceError, MissingDependencyError or VerificationError.
     """
     options, gates = options or Options(), gates or Gates()
     target = target or default_target(source, options)

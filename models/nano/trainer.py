@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,6 +18,7 @@ from nano.objectives import (
     TARGETS,
     Heads,
     answer_logits,
+    answer_loss,
     dense_counts,
     dense_loss,
     exact_matches,
@@ -239,7 +239,7 @@ class Trainer:
             features, maps = self.model.encode_with_maps(batch["pixels"])
         loss = torch.zeros((), device=features.device)
         if stage.answers:
-            loss = loss + F.cross_entropy(*answer_logits(self.model, features, batch))
+            loss = loss + answer_loss(*answer_logits(self.model, features, batch), batch)
         if stage.heads:
             loss = loss + stage.heads * head_loss(self.heads(features), batch)
         if stage.dense:

@@ -24,3 +24,8 @@ def prepare_cpu() -> None:
     if sys.platform == "linux" and library != "0" and "mlx.core" not in sys.modules:
         with contextlib.suppress(OSError):  # not installed: slower, equally right
             ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
+
+
+def finds_openblas() -> bool:
+    """Whether MLX finds OpenBLAS in this process, on Linux; elsewhere it has no need of it."""
+    return sys.platform == "linux" and hasattr(ctypes.CDLL(None), "openblas_get_config")

@@ -244,8 +244,8 @@ def answer_images(
             yield Request(model.positions(job.prompt, [picture.tokens], job.system), [picture])
 
     for number, result in decode_together(model, requests(), job.options, batch_size):
-        answer = {"text": result.text, "finish_reason": result.finish_reason, "tokens": result.generation_tokens}
-        yield begun[number], dict(answer)
+        answer: dict[str, object] = {"text": result.text, "finish_reason": result.finish_reason}
+        yield begun[number], answer | {"tokens": result.generation_tokens}
 
 
 def _read_ahead(

@@ -53,6 +53,11 @@ class Engine:
     def __init__(self, decoder: Decoder, vision: Vision, prefixes: PrefixCache) -> None:
         self.decoder, self.vision, self.prefixes = decoder, vision, prefixes
 
+    def forget(self) -> None:
+        """Forget all that was computed for earlier questions: the next one is a first one again."""
+        self.prefixes.clear()
+        self.vision.forget()
+
     def prefill(
         self, spans: Sequence[Span], pictures: Sequence[Picture], options: GenerationOptions, clock: Clock
     ) -> Prefilled:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastvlm_mlx import hub
 from fastvlm_mlx.accelerate import prepare_cpu
+from fastvlm_mlx.budget import apply_budget, check_budget
 from fastvlm_mlx.bundle import (
     DECODER,
     MANIFEST,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from fastvlm_mlx.vision.coreml import CoreMLVisionEncoder
     from fastvlm_mlx.vision.coreml_runtime import Runtime
 
-_QUANTIZE_GROUP = 64
 PREFIX_CACHE_BYTES, FEATURE_CACHE_BYTES = 512 << 20, 128 << 20
 
 
@@ -53,6 +53,7 @@ def load(
     prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     feature_cache_bytes: int = FEATURE_CACHE_BYTES,
     warm: bool = False,
+    ttft_budget: float | None = None,
 ) -> FastVLM:
     """Load a model.
 
@@ -76,16 +77,22 @@ def load(
         prefix_cache_bytes: most memory for what was computed of earlier prompts and answers; 0 keeps none.
         feature_cache_bytes: most memory for the features of earlier images; 0 keeps none.
         warm: answer a question about a black image now, so that the first of yours waits for nothing to be loaded.
+        ttft_budget: seconds to the first token of a short question about one image, instead of `resolution`: the
+            largest one within it, as measured by `fastvlm-bench` or else now; see `budget.apply_budget`.
 
     Raises:
         BundleError, ConfigError, WeightsError: the bundle can't be used. HubError: the hub can't.
         InputError, ResolutionError: an argument is out of range. EncoderError: `vision` can't run here.
     """
     _check(vision, quantize, resolution, prefix_cache_bytes, feature_cache_bytes)
+    if ttft_budget is not None:
+        check_budget(ttft_budget, resolution)
     prepare_cpu()
     bundle = Bundle.open(hub.resolve(model, revision=revision, local_files_only=local_files_only))
     caches = prefix_cache_bytes, feature_cache_bytes
     loaded = assemble(bundle, vision, resolution, quantize, dtype, vision_dtype, compute_units, cache_bytes=caches)
+    if ttft_budget is not None:
+        apply_budget(loaded, ttft_budget)
     if warm:
         loaded.warm_up()
     return loaded
@@ -194,10 +201,10 @@ def _load_encoder(
     if vision == "coreml" or (package and bundle.config.vision is None):
         return package
     if package:
-        return FallbackEncoder(package, lambda: _load_mlx_encoder(bundle, dtype))
+        return FallbackEncoder(package, lambda: load_mlx_encoder(bundle, dtype))
     if bundle.config.vision is None and vision == "auto":
         return None  # text works; an image then raises, saying why
-    return _load_mlx_encoder(bundle, dtype)
+    return load_mlx_encoder(bundle, dtype)
 
 
 def _open_package(
@@ -220,7 +227,16 @@ def _open_package(
         return None
 
 
-def _load_mlx_encoder(bundle: Bundle, dtype: mx.Dtype) -> Encoder:
+def load_mlx_encoder(bundle: Bundle, dtype: mx.Dtype) -> Encoder:
+    """FastViTHD in MLX, on MLX's default device.
+
+    Args:
+        bundle: an open bundle.
+        dtype: float32 or bfloat16, of weights and activations.
+
+    Raises:
+        EncoderError: the bundle has no vision weights for MLX. BundleError, WeightsError: they can't be read.
+    """
     from fastvlm_mlx.vision.fastvithd import FastViTHD, MLXVisionEncoder
 
     if bundle.config.vision is None:
@@ -235,56 +251,17 @@ def _load_language(
     bundle: Bundle, quantize: int | None, dtype: mx.Dtype | None, unpack: bool
 ) -> tuple[MLPProjector, nn.Module]:
     """Projector and decoder, which share a file."""
-    import mlx.core as mx
-    import mlx.nn as nn
-
     from fastvlm_mlx.decoder import build_network
+    from fastvlm_mlx.precision import make_ready
     from fastvlm_mlx.projector import MLPProjector
 
     config = bundle.config
     projector, network = MLPProjector(config.projector, config.image_newline), build_network(config.decoder)
     path = bundle.path / DECODER
     assign({"projector.": projector, "": network}, read_tensors(path), str(path))
-    if quantize:
-        if config.quantization:
-            raise InputError(
-                f"{bundle.path} is quantised already ({config.quantization.bits} bits); load it with quantize=None"
-            )
-        nn.quantize(network, group_size=_QUANTIZE_GROUP, bits=quantize, class_predicate=_divides)
-    for module in (projector, network):
-        if dtype:
-            module.set_dtype(dtype)
-        if unpack:
-            unpack_quantized(module)
-        module.eval()
-        mx.eval(module.parameters())
-    return projector, network
-
-
-def _divides(_: str, layer: nn.Module) -> bool:
-    return hasattr(layer, "to_quantized") and layer["weight"].shape[-1] % _QUANTIZE_GROUP == 0
-
-
-def unpack_quantized(module: nn.Module) -> None:
-    """Replace quantised layers by plain ones that hold the same values."""
-    import mlx.core as mx
-    import mlx.nn as nn
-    from mlx.utils import tree_unflatten
-
-    plain: list[tuple[str, nn.Module]] = []
-    for path, layer in module.named_modules():
-        if not isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
-            continue
-        weight = mx.dequantize(
-            layer.weight, layer.scales, layer["biases"], group_size=layer.group_size, bits=layer.bits
+    if quantize and config.quantization:
+        raise InputError(
+            f"{bundle.path} is quantised already ({config.quantization.bits} bits); load it with quantize=None"
         )
-        rows, columns = weight.shape
-        new: nn.Module
-        if isinstance(layer, nn.QuantizedEmbedding):
-            new = nn.Embedding(rows, columns)
-        else:
-            new = nn.Linear(columns, rows, bias="bias" in layer)
-        new.update({name: weight if name == "weight" else layer[name] for name in new.parameters()})
-        plain.append((path, new))
-    if plain:
-        module.update_modules(tree_unflatten(plain))
+    make_ready(projector, network, quantize, dtype, unpack)
+    return projector, network

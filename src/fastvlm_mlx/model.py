@@ -197,8 +197,7 @@ class FastVLM(Core):
 
     def clear_cache(self) -> None:
         """Forget earlier prompts, answers and images, and give back their memory."""
-        self.engine.prefixes.clear()
-        self.engine.vision.cache.clear()
+        self.engine.forget()
         mx.clear_cache()
 
     def batch(

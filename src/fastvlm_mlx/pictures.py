@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from fastvlm_mlx.types import ImageInput
     from fastvlm_mlx.vision.base import Encoder
 
-_LARGEST_FILE = (
-    256 << 20
-)  # bytes that are read to tell a file by its content; Pillow reads what it needs of larger ones
+_LARGEST_FILE = 256 << 20  # bytes that are read to tell a file by its content; of larger ones Pillow reads a part
 _KNOWN_SOURCES = 4096  # files whose pixels' digest is remembered; 64 bytes each
 
 
@@ -124,6 +122,12 @@ class Vision:
     def device(self) -> str:
         """What runs the encoder."""
         return self.encoder.device if self.encoder else "none"
+
+    def forget(self) -> None:
+        """Forget the features of earlier images, and which files they came from."""
+        self.cache.clear()
+        with self._lock:
+            self._sources.clear()
 
     @property
     def runs_beside(self) -> bool:

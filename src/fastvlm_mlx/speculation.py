@@ -58,9 +58,7 @@ def speculate(
     options: GenerationOptions,
     max_tokens: int,
 ) -> Generator[int, None, None]:
-    """Sample tokens as `generation.generate_tokens` does; the greedy ones are the same.
-
-    The draft sees the prompt once the first token is out, so that this one doesn't wait for it.
+    """Sample tokens as `generation.generate_tokens` does, the first before the draft sees the prompt.
 
     Args:
         engine: of the model that decides.

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastvlm_bench.cli import main
 
+FEW = ["--runs", "1", "--warmup", "0", "--max-tokens", "2", "--no-load", "--no-roofline"]
 HEAVY = ("mlx", "mlx_lm", "numpy", "PIL", "transformers", "torch")
 
 
@@ -24,15 +25,19 @@ def tiny(bundle):
 def test_resolutions_to_table_and_json(capsys, tiny, tmp_path):
     target = tmp_path / "new" / "bench.json"
     argv = ["--model", tiny, "--resolution", "64,128", "--runs", "3", "--max-tokens", "4"]
-    assert main([*argv, "--json", str(target)]) == 0
+    assert main([*argv, "--json", str(target), "--csv", str(tmp_path / "new" / "bench.csv")]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     table = [line.split() for line in out.split("\n\n")[1].splitlines()]
     assert [(row[0], row[1]) for row in table[1:]] == [("64", "1"), ("128", "4")]
-    assert [path.name for path in target.parent.iterdir()] == ["bench.json"]  # no temporary file beside it
+    assert sorted(path.name for path in target.parent.iterdir()) == ["bench.csv", "bench.json"]  # nothing temporary
+    assert len((tmp_path / "new" / "bench.csv").read_text().splitlines()) == 1 + 8
 
     data = json.loads(target.read_text())
-    assert data["model"] == "tiny"
+    (subject,) = data["subjects"]
+    assert (subject["name"], subject["seeded"]) == ("tiny", False)
+    assert subject["load"]["cold_ms"] > 0
+    assert min(data["peaks"]["matmul_flops"].values()) > 0
     assert data["plan"] == {
         "resolutions": [64, 128],
         "runs": 3,
@@ -40,7 +45,7 @@ def test_resolutions_to_table_and_json(capsys, tiny, tmp_path):
         "prompt_tokens": 24,
         "max_tokens": 4,
     }
-    assert [run["resolution"] for run in data["runs"]] == [64, 128] * 4
+    assert [run["resolution"] for run in data["runs"]] == [64, 128, 128, 64] * 2
     assert [run["warmup"] for run in data["runs"]] == [True] * 2 + [False] * 6
     assert all(run["vision_ms"] > 0 for run in data["runs"]), "every run is a first question"
     for summary, row in zip(data["summary"], table[1:], strict=True):
@@ -50,12 +55,36 @@ def test_resolutions_to_table_and_json(capsys, tiny, tmp_path):
             values = [run[name] for run in raw]
             assert figure == {"median": statistics.median(values), "low": min(values), "high": max(values)}
         assert row[7] == f"{summary['figures']['ttft_ms']['median']:.1f}"
+        assert set(summary["roofline"]) == {"vision", "projector", "prefill", "decode"}
+        assert all(limit["share"] > 0 for limit in summary["roofline"].values())
 
 
 def test_the_model_has_a_resolution_of_its_own(capsys, tiny):
-    assert main(["--model", tiny, "--runs", "1", "--warmup", "0", "--max-tokens", "1"]) == 0
+    assert main(["--model", tiny, *FEW, "--max-tokens", "1"]) == 0
     row = capsys.readouterr().out.split("\n\n")[1].splitlines()[1].split()
-    assert (row[0], row[1], row[-1]) == ("256", "16", "-")
+    assert (row[0], row[1], row[-2]) == ("256", "16", "-")
+
+
+def test_seeded_shapes_at_several_widths_beside_each_other(capsys, tmp_path):
+    argv = ["--size", "tiny", "--q-bits", "none,4", "--resolution", "64", *FEW]
+    assert main([*argv, "--json", str(tmp_path / "a.json")]) == 0
+    out = capsys.readouterr().out
+    assert "seeded:  random weights" in out
+    assert "TTFT by that of seeded tiny, vision mlx, of the same round" in out
+    assert "share of this machine's limit" not in out
+    data = json.loads((tmp_path / "a.json").read_text())
+    assert [(s["size"], s["bits"]) for s in data["subjects"]] == [("tiny", None), ("tiny", 4)]
+    assert data["peaks"] is None
+    assert main([*argv, "--baseline", str(tmp_path / "a.json")]) == 0
+    assert "  64: seeded tiny, 4 bits, vision mlx" in capsys.readouterr().out.split("TTFT beside that of")[1]
+
+
+def test_a_model_that_does_not_fit_is_not_loaded(capsys, monkeypatch):
+    monkeypatch.setattr("fastvlm_bench.measure.available_bytes", lambda: 4 << 30)
+    assert main(["--size", "7b", "--resolution", "256"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "GiB of memory and 4.0 GiB are free" in err
 
 
 def test_the_embedded_default_needs_no_argument_but_the_resolution(capsys):
@@ -66,7 +95,7 @@ def test_the_embedded_default_needs_no_argument_but_the_resolution(capsys):
 def test_a_photo_of_the_users_and_quantised_weights(capsys, tiny, tmp_path):
     photo = tmp_path / "photo.png"
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(photo)
-    argv = ["--model", tiny, "--resolution", "64", "--runs", "1", "--vision", "mlx", "--quantize", "4"]
+    argv = ["--model", tiny, "--resolution", "64", *FEW, "--vision", "mlx", "--quantize", "4"]
     assert main([*argv, "--image", str(photo)]) == 0
     out = capsys.readouterr().out
     assert str(photo) in out
@@ -83,7 +112,13 @@ def test_a_photo_of_the_users_and_quantised_weights(capsys, tiny, tmp_path):
         (["--runs", "0"], "--runs must be at least 1"),
         (["--warmup", "-1"], "--warmup must be at least 0"),
         (["--max-tokens", "0"], "--max-tokens must be at least 1"),
-        (["--quantize", "7"], "quantize must be one of"),
+        (["--q-bits", "7"], "--q-bits must be of 2, 3"),
+        (["--q-bits", "four"], "numbers of bits or none, got 'four'"),
+        (["--q-bits", "4,4"], "each once, got '4,4'"),
+        (["--vision", "abacus"], "--vision must be of auto, mlx, coreml"),
+        (["--compute-units", "GPU"], "--compute-units must be of CPU_AND_NE"),
+        (["--baseline", "nowhere.json"], "nowhere.json doesn't exist"),
+        (["--csv", "."], "--csv . is a folder"),
         (["--model", "no-such-model"], "no-such-model"),
         (["--model", "./nowhere"], "nowhere"),
         (["--image", "nowhere.jpg"], "nowhere.jpg doesn't exist"),
@@ -101,7 +136,7 @@ def test_bad_input_is_one_sentence(capsys, tiny, argv, part):
     assert part in err
 
 
-@pytest.mark.parametrize("argv", [["--runs", "many"], ["--vision", "abacus"], ["--no-such-option"]])
+@pytest.mark.parametrize("argv", [["--runs", "many"], ["--model", "a", "--size", "tiny"], ["--no-such-option"]])
 def test_bad_usage(capsys, argv):
     with pytest.raises(SystemExit) as stop:
         main(argv)

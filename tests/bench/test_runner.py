@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fastvlm_bench import runner
-from fastvlm_bench.runner import FIGURES, Plan, prompt_ids, question, run_plan, sample_photo, summarise
+from fastvlm_bench.runner import FIGURES, Plan, Questions, prompt_ids, run_plan, sample_photo, summarise
 from fastvlm_mlx import load
 from fastvlm_mlx.errors import InputError, ResolutionError
 from fastvlm_mlx.types import GenerationResult, Timings
@@ -47,52 +48,78 @@ def answer(resolution: int, vision: float = 0.004, ttft: float = 0.064) -> Gener
 
 
 class FakeModel:
-    """Records its calls; each one's vision takes a second more than the one's before."""
+    """Records its calls; each first question's vision takes a second more than the one's before."""
 
-    def __init__(self) -> None:
-        self.asked: list[int] = []
+    def __init__(self, name: str = "", log: list[str] | None = None) -> None:
+        self.name, self.log, self.firsts = name, [] if log is None else log, 0
 
-    def __call__(self, resolution: int) -> GenerationResult:
-        self.asked.append(resolution)
-        return answer(resolution, vision=float(len(self.asked)))
+    def forget(self) -> None:
+        self.log.append(f"{self.name}forget")
+
+    def first(self, resolution: int) -> GenerationResult:
+        self.log.append(f"{self.name}{resolution}")
+        self.firsts += 1
+        return answer(resolution, vision=float(self.firsts))
+
+    def second(self, resolution: int) -> GenerationResult:
+        self.log.append(f"{self.name}{resolution} again")
+        return answer(resolution, ttft=0.016)
 
 
-def test_resolutions_take_turns():
-    fake, calls = FakeModel(), []
-    plan = Plan((256, 512, 64), runs=2, warmup=1)
-    runs = run_plan(fake, plan, lambda: calls.append(len(fake.asked)))
-    assert fake.asked == [256, 512, 64] * 3
-    assert calls == list(range(1, 10))
-    assert [run.resolution for run in runs] == fake.asked
-    assert [run.round for run in runs] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert [run.warmup for run in runs] == [True] * 3 + [False] * 6
+def test_models_and_resolutions_take_turns_and_each_round_begins_with_another():
+    log, calls = [], []
+    plan = Plan((256, 64), runs=2, warmup=1)
+    runs = run_plan([FakeModel("a", log), FakeModel("b", log)], plan, lambda: calls.append(len(log)))
+    turns = [["a256", "b256", "a64", "b64"], ["b256", "a64", "b64", "a256"], ["a64", "b64", "a256", "b256"]]
+    assert log == [f"{case[0]}forget" if part == 0 else case if part == 1 else f"{case} again"
+                   for turn in turns for case in turn for part in range(3)]  # fmt: skip
+    assert calls == list(range(3, 37, 3))
+    assert [f"{'ab'[run.subject]}{run.resolution}" for run in runs] == [case for turn in turns for case in turn]
+    assert [run.round for run in runs] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [run.warmup for run in runs] == [True] * 4 + [False] * 8
 
 
 def test_medians_leave_warmup_out():
-    runs = run_plan(FakeModel(), Plan((256, 512), runs=3, warmup=1))
+    runs = run_plan([FakeModel()], Plan((256, 512), runs=3, warmup=1))
     small, large = summarise(runs)
-    assert (small.resolution, small.image_tokens, small.runs) == (256, 16, 3)
+    assert (small.subject, small.resolution, small.image_tokens, small.prompt_tokens, small.runs) == (0, 256, 16, 30, 3)
     assert (large.resolution, large.image_tokens, large.runs) == (512, 64, 3)
-    seconds = small.figures["vision_ms"]  # calls 1 (warm-up), 3, 5, 7
-    assert (seconds.median, seconds.low, seconds.high) == (5000.0, 3000.0, 7000.0)
+    seconds = small.figures["vision_ms"]  # calls 1 (warm-up), 4, 5, 8: the rounds begin in turn
+    assert (seconds.median, seconds.low, seconds.high) == (5000.0, 4000.0, 8000.0)
     assert large.figures["vision_ms"].median == 6000.0
+    assert small.figures["second_ttft_ms"].median == 16.0
     assert set(small.figures) == set(FIGURES)
 
 
+def test_models_are_summarised_one_by_one():
+    slow, fast = FakeModel(), FakeModel()
+    slow.firsts = 10
+    found = summarise(run_plan([slow, fast], Plan((64,), runs=3, warmup=0)))
+    assert [(case.subject, case.figures["vision_ms"].median) for case in found] == [(0, 12000.0), (1, 2000.0)]
+
+
 def test_without_warmup_the_first_call_counts():
-    (summary,) = summarise(run_plan(FakeModel(), Plan((64,), runs=1, warmup=0)))
+    (summary,) = summarise(run_plan([FakeModel()], Plan((64,), runs=1, warmup=0)))
     assert summary.runs == 1
     assert summary.figures["vision_ms"].median == 1000.0
+
+
+def test_the_most_memory_of_any_run_counts():
+    runs = run_plan([FakeModel()], Plan((64,), runs=2, warmup=0))
+    more = [dataclasses.replace(run, peak_bytes=size) for run, size in zip(runs, (9, 5), strict=True)]
+    assert summarise(more)[0].peak_bytes == 9
 
 
 def test_seconds_become_milliseconds(monkeypatch):
     clock = iter((10.0, 10.2))
     monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    (run,) = run_plan(answer, Plan((64,), runs=1, warmup=0))
+    model = FakeModel()
+    model.first = answer
+    (run,) = run_plan([model], Plan((64,), runs=1, warmup=0))
     stages = [getattr(run, f"{name}_ms") for name in runner.STAGES]
     assert stages == pytest.approx([1, 2, 4, 8, 16, 32])
     assert run.stages_ms == pytest.approx(63)
-    assert (run.ttft_ms, run.decode_ms) == pytest.approx((64, 128))
+    assert (run.ttft_ms, run.second_ttft_ms, run.decode_ms) == pytest.approx((64, 16, 128))
     assert run.wall_ms == pytest.approx(200)
     assert (run.decode_tps, run.peak_bytes) == (15.625, 4096)
     assert (run.prompt_tokens, run.generation_tokens) == (30, 3)
@@ -130,6 +157,9 @@ def test_prompt_ids(tokens):
     ids = prompt_ids(tokens, 1024)
     assert len(ids) == tokens + 1
     assert ids.index(-200) == tokens // 2
+    other = prompt_ids(tokens, 1024, asked=1)
+    assert other != ids, "another question"
+    assert other[: tokens // 2 + 1] == ids[: tokens // 2 + 1], "about the same picture, after the same text"
     ids.remove(-200)
     assert all(0 <= i < 1024 for i in ids)
 
@@ -147,7 +177,7 @@ def test_the_photo_is_the_same_each_time_and_not_flat():
 
 def test_a_model_asked_as_planned(model):
     plan = Plan((64, 128), runs=1, warmup=0, prompt_tokens=9, max_tokens=3)
-    small, large = run_plan(question(model("tiny"), sample_photo(), plan), plan)
+    small, large = run_plan([Questions(model("tiny"), sample_photo(), plan)], plan)
     assert (small.image_tokens, small.prompt_tokens, small.generation_tokens) == (1, 10, 3)
     assert (large.image_tokens, large.prompt_tokens, large.generation_tokens) == (4, 13, 3)
     assert small.device == model("tiny").device
@@ -156,7 +186,7 @@ def test_a_model_asked_as_planned(model):
 
 def test_the_stages_make_up_the_whole(model):
     plan = Plan((256,), runs=4, warmup=1, max_tokens=8)
-    runs = run_plan(question(model("tiny"), sample_photo(), plan), plan)
+    runs = run_plan([Questions(model("tiny"), sample_photo(), plan)], plan)
     assert len(runs) == 5
     for run in runs:
         assert run.stages_ms <= run.ttft_ms + 1e-6
@@ -164,6 +194,19 @@ def test_the_stages_make_up_the_whole(model):
     # In the best run: another process may take the CPU between two stages of any one.
     assert max(run.stages_ms / run.ttft_ms for run in runs) >= 0.95
     assert max((run.ttft_ms + run.decode_ms) / run.wall_ms for run in runs) >= 0.95
+
+
+def test_the_first_question_knows_nothing_and_the_second_knows_the_picture(model):
+    tiny = model("tiny")
+    asked = Questions(tiny, sample_photo(), Plan((256,), max_tokens=2))
+    for _ in range(2):
+        asked.forget()
+        first, second = asked.first(256), asked.second(256)
+        assert (first.cached_tokens, first.generation_tokens) == (0, 2)
+        assert first.timings.vision > 0
+        assert first.timings.preprocess > 0
+        assert (second.cached_tokens, second.generation_tokens) == (12 + 16, 1)  # half of the text, and the picture
+        assert second.timings.vision == 0
 
 
 def test_precision_says_what_lies_in_memory(model, bundle):

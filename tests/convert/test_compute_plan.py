@@ -14,9 +14,9 @@ pytest.importorskip("coremltools", reason="the convert extra isn't installed")
 
 import coremltools as ct
 
-from fastvlm_convert import compute_plan
 from fastvlm_convert.compute_plan import PlacedOp, read_placement
 from fastvlm_mlx.errors import BundleError, EncoderError
+from fastvlm_mlx.vision import compute_plan
 from support.ane_programs import mb, save, zeros
 from support.fake_plan import CPU, HAS_PLANS, NE, R8, R16, op, opener_of, plan
 

@@ -22,7 +22,15 @@ from fastvlm_mlx.types import IMAGE_TOKEN_ID
 from nano import scenes
 from nano.export import export
 from nano.network import NanoConfig, NanoVLM
-from nano.objectives import DENSE_TARGETS, TARGETS, answer_logits, exact_matches, head_counts, head_loss
+from nano.objectives import (
+    DENSE_TARGETS,
+    TARGETS,
+    answer_logits,
+    answer_loss,
+    exact_matches,
+    head_counts,
+    head_loss,
+)
 from nano.record import CURVE
 from nano.schedule import LAST_RATE, STAGES, Stage, rate_factor
 from nano.targets import IGNORE, Batch, pack, stack
@@ -149,6 +157,29 @@ def test_exact_matches_are_per_question(prompts: Prompts):
     assert exact_matches(logits, labels, batch).tolist() == [False] + [True] * (len(batch["kind"]) - 1)
 
 
+def test_every_question_weighs_the_same(prompts: Prompts):
+    asked = [scenes.Question("colour", "What colour is it?", "red"), scenes.Question("reading", "Read it.", "marble")]
+    lengths = [len(prompts.answer(question.answer)) for question in asked]
+    assert lengths[0] < lengths[1]
+    batch = pack([asked[:1], asked[1:]], prompts, (SIDE // 64) ** 2, scenes.KINDS)
+    labels = batch["label"][batch["label"] != IGNORE]
+    for right, wrong in ((0, 1), (1, 0)):  # the one is certain; the other's tokens cost log(classes) each
+        logits = torch.zeros(len(labels), prompts.size)
+        own = slice(0, lengths[0]) if right == 0 else slice(lengths[0], None)
+        logits[own] = 1e4 * torch.nn.functional.one_hot(labels[own], prompts.size).float()
+        assert float(answer_loss(logits, labels, batch)) == pytest.approx(np.log(prompts.size) / 2), wrong
+
+
+def test_a_page_changes_no_answer(network: NanoVLM, prompts: Prompts):
+    batch, made = packed(prompts, range(2))
+    features = network.encode(batch["pixels"])
+    expected, labels = answer_logits(network, features, batch)
+    beside = pack([made[0].questions, [], made[1].questions], prompts, (SIDE // 64) ** 2, scenes.KINDS)
+    found, same = answer_logits(network, features[[0, 0, 1]], beside)
+    assert torch.equal(labels, same)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_bundle_computes_what_the_network_does(bundle: FastVLM, network: NanoVLM, prompts: Prompts):
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     question = scenes.make_scene(0, side=SIDE).questions[0]
@@ -193,6 +224,8 @@ def test_a_stage_changes_what_it_names_and_nothing_else(stage: Stage, tmp_path: 
         changed = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[part][name])}
         starts = part == "projector" and stage is STAGES[0]  # the next stage's beginning sets it
         assert bool(changed) == (stage.trains(part) or starts), part
+        statistics = {name for name in changed if "running" in name}
+        assert bool(statistics) == (part == "vision" and stage is STAGES[0])
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(trained: Trainer, tmp_path: Path):

@@ -49,6 +49,7 @@ def loaded(code: str) -> set[str]:
         "from fastvlm_mlx.cli import main; main(['models', '--help'])",
         "from fastvlm_convert.cli import main; main(['--help'])",
         "from fastvlm_bench.cli import main; main(['--help'])",
+        "from fastvlm_bench.cli import main; main(['plan', '--help'])",
     ],
 )
 def test_light(code):

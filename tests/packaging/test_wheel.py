@@ -55,6 +55,7 @@ def test_contents(wheel):
         "fastvlm_zoo/zoo.toml",
         *(f"fastvlm_zoo/nano/{name}" for name in json.loads((NANO / "manifest.json").read_text())["files"]),
         "fastvlm_zoo/nano/manifest.json",
+        "fastvlm_zoo/accuracy.toml",
         "fastvlm_mlx/vision/fastvithd.py",
         *(f"fastvlm_convert/calibration/{name}.jpg" for name in ("astronaut", "chelsea", "coffee", "rocket")),
         "fastvlm_convert/calibration/README.md",  # their authors and licences

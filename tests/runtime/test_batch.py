@@ -30,13 +30,6 @@ PROMPTS = [
 OPTIONS = {"ignore_eos": True, "resolution": 128}
 
 
-@pytest.fixture
-def tiny(model):
-    fresh = model("tiny")
-    fresh.clear_cache()
-    return fresh
-
-
 def one_by_one(model, **options):
     return [model.generate(i, p, **OPTIONS | options) for i, p in zip(IMAGES, PROMPTS, strict=True)]
 

@@ -25,13 +25,6 @@ LOGITS = 1e-4  # relative: float32, rows of one pass against those of several; m
 BEFORE, AFTER = [5, 6, 7], [8, 9]
 
 
-@pytest.fixture
-def tiny(model):
-    fresh = model("tiny")
-    fresh.clear_cache()
-    return fresh
-
-
 def test_a_first_question_is_one_encode_one_pass_and_one_row_of_the_head(tiny):
     with counted(tiny) as work:
         result = tiny.generate(RED, [*BEFORE, -200, *AFTER], **GREEDY)

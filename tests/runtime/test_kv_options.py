@@ -17,13 +17,6 @@ GREEDY = {"max_tokens": 5, "ignore_eos": True, "resolution": 128}  # 4 tokens an
 BEFORE, AFTER = [5, 6, 7], [8, 9]
 
 
-@pytest.fixture
-def tiny(model):
-    fresh = model("tiny")
-    fresh.clear_cache()
-    return fresh
-
-
 def caches_of(model, monkeypatch):
     """The caches of the decoder's passes over single tokens, as they come."""
     seen = []

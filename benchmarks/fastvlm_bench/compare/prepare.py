@@ -23,7 +23,8 @@ Say = Callable[[str], object]
 
 def seeded_checkpoint(size: str, say: Say) -> Path:
     """A checkpoint of random weights; see `seeded`."""
-    from fastvlm_bench.compare.seeded import SIZES, write_seeded
+    from fastvlm_bench.compare.seeded import write_seeded
+    from fastvlm_bench.sizes import SIZES
 
     target = _home() / f"seeded-{size}-{FORMAT_VERSION}"
     if not target.exists():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +16,13 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from fastvlm_bench.compare.plan import QUESTIONS
+from fastvlm_bench.sizes import FASTVITHD, Size
 from fastvlm_mlx.prompt import DEFAULT_SYSTEM
 
 VISION = "model.vision_tower.vision_tower.model."
 TEXTS = ("system", "user", "assistant", DEFAULT_SYSTEM, *QUESTIONS)  # of a prompt, so that it has a usual length
 SPECIAL = ("<|im_start|>", "<|endoftext|>", "<|im_end|>")  # ids 0, 1, 2
 Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """A model's shape; the decoder's head is its embedding."""
-
-    layers: tuple[int, ...]
-    dims: tuple[int, ...]
-    image_size: int
-    clip_dim: int  # of CLIP's head, which is published and unused
-    hidden: int
-    intermediate: int
-    blocks: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-
-
-SIZES = {
-    "0.5b": Size((2, 12, 24, 4, 2), (96, 192, 384, 768, 1536), 1024, 768, 896, 4864, 24, 14, 2, 151936),
-    "tiny": Size((1, 2, 2, 1, 1), (16, 32, 64, 128, 256), 256, 64, 128, 256, 2, 4, 2, 1024),
-}
 
 
 def write_seeded(size: Size, out: Path) -> None:
@@ -156,6 +134,8 @@ def decoder_shapes(size: Size) -> Shapes:
         "model.embed_tokens.weight": (size.vocabulary, dim),
         "model.norm.weight": (dim,),
     }
+    if not size.tied:
+        out["lm_head.weight"] = (size.vocabulary, dim)
     for index in range(size.blocks):
         layer = f"model.layers.{index}."
         for part, outputs in (("q", dim), ("k", kv), ("v", kv)):
@@ -235,10 +215,10 @@ def _config(size: Size) -> dict[str, Any]:
         "num_key_value_heads": size.kv_heads,
         "rms_norm_eps": 1e-06,
         "rope_theta": 1000000.0,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": size.tied,
         "tokenizer_model_max_length": 8192,
         "tokenizer_padding_side": "right",
         "torch_dtype": "bfloat16",
         "use_sliding_window": False,
         "vocab_size": size.vocabulary,
-    } | (shape if size != SIZES["0.5b"] else {})
+    } | ({} if (size.layers, size.dims) == FASTVITHD[:2] else shape)

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from fastvlm_bench.compare.cold import ColdRun
 from fastvlm_bench.compare.rivals import OURS
 from fastvlm_bench.compare.rounds import Run
-from fastvlm_bench.stats import Spread, spread
-
-# If two sides were equally fast, one of them would be faster in all of 6 rounds once in 32 times.
-LEAST_ROUNDS = 6
+from fastvlm_bench.stats import Spread, spread, verdict
 
 # What is compared -> seconds of a run; None where the side wasn't asked.
 FIGURES: dict[str, Callable[[Run], float | None]] = {
@@ -74,15 +71,5 @@ def _lines(resolution: int, figure: str, values: Sequence[tuple[Run | ColdRun, f
     for side, seconds in by_side.items():
         ratios = [seconds[index] / ours[index] for index in seconds]
         ratio = spread(ratios)
-        lines.append(Line(resolution, figure, side, spread(list(seconds.values())), ratio, verdict(ratios, side)))
+        lines.append(Line(resolution, figure, side, spread(list(seconds.values())), ratio, verdict(ratios, OURS, side)))
     return lines
-
-
-def verdict(ratios: Sequence[float], side: str) -> str:
-    """Who was faster in every round; nobody where the rounds disagree or are too few."""
-    low, high = min(ratios), max(ratios)
-    if low <= 1 <= high:
-        return "no difference shown"
-    if len(ratios) < LEAST_ROUNDS:
-        return f"fewer than {LEAST_ROUNDS} rounds show nothing"
-    return f"{OURS if low > 1 else side} faster in every round"

@@ -34,8 +34,7 @@ class OurSide(Side):
                 emit(piece.token_id)
 
     def forget(self) -> None:
-        self.model.engine.prefixes.clear()
-        self.model.engine.vision.cache.clear()
+        self.model.engine.forget()
 
     def settle(self) -> None:
         import mlx.core as mx

@@ -16,12 +16,11 @@ Light to import: coremltools and torch are imported when a package is opened or 
 """
 
 from fastvlm_convert.mil_check.execution import execute, unknown_ops
-from fastvlm_convert.mil_check.package import ONLY_FUNCTION, FeatureInfo, FunctionInfo, Package, open_package
+from fastvlm_convert.mil_check.package import FeatureInfo, FunctionInfo, Package, open_package
 from fastvlm_convert.mil_check.program import Operation, Program, StoredValue, ValueInfo
 from fastvlm_convert.mil_check.results import Comparison, Execution, OpTrace, Precision, compare
 
 __all__ = [
-    "ONLY_FUNCTION",
     "Comparison",
     "Execution",
     "FeatureInfo",

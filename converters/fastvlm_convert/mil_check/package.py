@@ -10,8 +10,7 @@ from typing import Any, Literal
 from fastvlm_convert.mil_check.program import DYNAMIC, ImageLayout, Program, StoredValue, ValueInfo, read_program
 from fastvlm_convert.quiet import quiet
 from fastvlm_mlx.errors import BundleError, MissingDependencyError
-
-ONLY_FUNCTION = "main"  # the name of a package's function where there is one
+from fastvlm_mlx.vision.coreml_runtime import ONLY_FUNCTION
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,11 @@ class FallbackEncoder:
         """Whether what ran last leaves MLX's device alone."""
         return self._last.runs_beside
 
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) in pixels of the images that Core ML takes."""
+        return self._first.sizes
+
     def begin(self, pixels: np.ndarray) -> Callable[[], mx.array]:
         """See `Encoder.begin`."""
         begun = self._first.begin(pixels)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Predict = Callable[[Mapping[str, "np.ndarray"]], Mapping[str, "np.ndarray"]]
 
+ONLY_FUNCTION = "main"  # the name of a package's function where there is one
 COMPUTE_UNITS = ("CPU_AND_NE", "ALL", "CPU_AND_GPU", "CPU_ONLY")
 _SLOW_SECONDS = 2.0  # a load that takes longer gets a word of explanation
 _LEAST_MACOS = 14  # of a package with a single function

@@ -181,7 +181,7 @@ class MLXVisionEncoder:
         if dtype not in (mx.float32, mx.bfloat16):
             raise InputError(f"vision dtype must be float32 or bfloat16 (FastViTHD overflows float16), got {dtype}")
         network.set_dtype(dtype)
-        self._network, self._dtype = network, dtype
+        self.network, self._dtype = network, dtype
         on_cpu = mx.default_device() == mx.Device(mx.cpu)
         if on_cpu:
             for module in network.modules():
@@ -207,5 +207,5 @@ class MLXVisionEncoder:
         """(B, H, W, 3) uint8 -> (B, N, C); see `Encoder.encode`."""
         for side in pixels.shape[1:3]:
             check_side(side)
-        x = self._network(mx.array(pixels).astype(self._dtype))  # 0-255 is exact in bfloat16; 1/255 is in the stem
+        x = self.network(mx.array(pixels).astype(self._dtype))  # 0-255 is exact in bfloat16; 1/255 is in the stem
         return x.reshape(x.shape[0], -1, x.shape[-1])

@@ -10,7 +10,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from fastvlm_bench.compare.plan import QUESTIONS
-from fastvlm_bench.compare.seeded import SIZES, SPECIAL, decoder_shapes, make_tokenizer, vision_shapes, write_seeded
+from fastvlm_bench.compare.seeded import SPECIAL, decoder_shapes, make_tokenizer, vision_shapes, write_seeded
+from fastvlm_bench.sizes import SIZES
 from support import seeded
 
 

@@ -1,0 +1,31 @@
+"""The published models' shapes, for weights that are random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A model's shape; `tied`: the decoder's head is its embedding."""
+
+    layers: tuple[int, ...]
+    dims: tuple[int, ...]
+    image_size: int
+    clip_dim: int  # of CLIP's head, which is published and unused
+    hidden: int
+    intermediate: int
+    blocks: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    tied: bool = True
+
+
+FASTVITHD = ((2, 12, 24, 4, 2), (96, 192, 384, 768, 1536), 1024, 768)
+SIZES = {
+    "0.5b": Size(*FASTVITHD, 896, 4864, 24, 14, 2, 151936),
+    "1.5b": Size(*FASTVITHD, 1536, 8960, 28, 12, 2, 151936),
+    "7b": Size(*FASTVITHD, 3584, 18944, 28, 28, 4, 152064, tied=False),
+    "tiny": Size((1, 2, 2, 1, 1), (16, 32, 64, 128, 256), 256, 64, 128, 256, 2, 4, 2, 1024),
+}
