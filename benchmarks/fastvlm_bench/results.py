@@ -1,6 +1,6 @@
 """The tables of benchmarks/README.md, made from the reports in benchmarks/results.
 
-    python -m fastvlm_bench.results benchmarks/results benchmarks/README.md
+python -m fastvlm_bench.results benchmarks/results benchmarks/README.md
 """
 
 from __future__ import annotations

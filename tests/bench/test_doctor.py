@@ -179,7 +179,9 @@ def test_a_mac_and_a_bundle_without_a_package(bundle, packed, monkeypatch):
     checks = by_name(diagnose(bundle("tiny"), Plan(sizes=((64, 64),), runs=1), apple=apple))
     for name in APPLES[1:]:
         assert checks[name].status == "skipped"
-        assert checks[name].reason.startswith("the bundle has no vision.mlpackage; on this machine fastvlm-nano has one: ")
+        assert checks[name].reason.startswith(
+            "the bundle has no vision.mlpackage; on this machine fastvlm-nano has one: "
+        )
     monkeypatch.setattr(hub, "list_models", lambda: [hub.ModelInfo("mine", None, None, "", None, "", packed, 0, None)])
     assert diagnosis._next_step() == "on this machine mine has one: `fastvlm-bench doctor --model mine`"
     checks = by_name(diagnose(packed, Plan(sizes=((192, 192),), runs=1), apple=apple))
