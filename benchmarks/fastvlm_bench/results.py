@@ -1,7 +1,4 @@
-"""The tables of benchmarks/README.md, made from the reports in benchmarks/results.
-
-    python -m fastvlm_bench.results benchmarks/results benchmarks/README.md
-"""
+"""The tables of benchmarks/README.md, made from the reports in benchmarks/results (`make bench-tables`)."""
 
 from __future__ import annotations
 
@@ -119,7 +116,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Rewrite the tables of a file."""
+    """Rewrite the tables of a file: FOLDER of the reports, FILE."""
     folder, readme = map(Path, sys.argv[1:])
     write_text(readme, fill(readme.read_text(encoding="utf-8"), folder))
 

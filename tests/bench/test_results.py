@@ -1,4 +1,4 @@
-"""The tables in benchmarks/README.md are those of the reports in benchmarks/results, and the reports hold what is asked."""
+"""benchmarks/README.md has the tables of the reports in benchmarks/results, and those hold what is asked for."""
 
 from __future__ import annotations
 
