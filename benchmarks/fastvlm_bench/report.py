@@ -17,6 +17,7 @@ from fastvlm_bench.stats import Spread
 from fastvlm_bench.subjects import Subject
 from fastvlm_mlx import __version__
 from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.measurements import read_report
 
 FORMAT_VERSION = 2
 
@@ -105,25 +106,26 @@ def to_csv(report: Report) -> str:
     return text.getvalue()
 
 
-def read_report(file: Path) -> dict[str, Any]:
-    """The data of a report that `fastvlm-bench --json` wrote.
+def read_baseline(file: Path, plan: Plan, image: str) -> dict[str, Any]:
+    """The data of an earlier report that asked the same questions.
+
+    Args:
+        file: that `fastvlm-bench --json` wrote.
+        plan: of the new report.
+        image: its description of the picture.
 
     Raises:
-        InputError: no such file, no JSON, another format.
+        InputError: no such report, or one of other questions.
     """
-    if not file.is_file():
-        raise InputError(f"{file} doesn't exist; make it with: fastvlm-bench --json {file}")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
-        raise InputError(f"{file} isn't JSON ({exc}); make it anew with: fastvlm-bench --json {file}") from None
-    version = data.get("format_version") if isinstance(data, dict) else None
-    if version != FORMAT_VERSION or "summary" not in data:
+    read_report(file)  # says what is wrong with it
+    data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    asked = data["plan"]["prompt_tokens"], data["image"]
+    if asked != (plan.prompt_tokens, image):
         raise InputError(
-            f"{file} must be a report of format_version {FORMAT_VERSION}, it has {version}; "
-            f"make it anew with: fastvlm-bench --json {file}"
+            f"{file} was measured with --prompt-tokens {asked[0]} about {asked[1]}, now it is {plan.prompt_tokens} "
+            f"about {image}; measure both alike"
         )
-    return dict(data)
+    return data
 
 
 def baseline_spreads(data: Mapping[str, Any], figure: str) -> dict[tuple[str, int], Spread]:

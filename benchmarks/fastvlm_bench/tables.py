@@ -145,6 +145,10 @@ def _since(report: Report, baseline: Mapping[str, Any]) -> Iterable[str]:
     there, here = (f"{m['cpu']}, {m['device']}" for m in (baseline["machine"], asdict(report.machine)))
     if there != here:
         yield f"  measured on another machine: {there}"
+    identities = {subject["label"]: subject["identity"] for subject in baseline["subjects"]}
+    for subject in report.subjects:
+        if identities.get(subject.label, subject.identity) != subject.identity:
+            yield f"  {subject.label} had other weights or another encoder then"
     for case in report.summary:
         label = report.subjects[case.subject].label
         old, new = before.get((label, case.resolution)), case.figures["ttft_ms"]
