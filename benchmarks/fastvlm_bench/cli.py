@@ -12,6 +12,7 @@ from fastvlm_bench import accuracy, batching, planner
 from fastvlm_bench.arguments import parse_bits, parse_list
 from fastvlm_bench.compare import cli as compare
 from fastvlm_bench.doctor import cli as doctor
+from fastvlm_bench.plots import cli as plots
 from fastvlm_bench.runner import Plan
 from fastvlm_bench.sizes import SIZES
 from fastvlm_mlx.commands import add_common, run
@@ -24,6 +25,7 @@ OTHERS = {
     "compare": compare.main,
     "doctor": doctor.main,
     "plan": planner.main,
+    "plot": plots.main,
 }
 
 
@@ -36,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         "commas, are measured in turn and compared.",
         epilog="Other commands: `fastvlm-bench accuracy` counts right answers; `batch` measures answers that are "
         "decoded together; `compare` measures other libraries too; `plan` names what is within a time budget; `doctor` "
-        "checks everything that only this machine can show.",
+        "checks everything that only this machine can show; `plot` draws saved reports.",
     )
     parser.add_argument(
         "--resolution",
@@ -74,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with that earlier --json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each run there")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the figures there, as PNG and SVG")
     add_common(parser)
     return parser
 
@@ -98,6 +101,8 @@ def _bench(args: argparse.Namespace) -> None:
     for option, path in (("--json", args.json), ("--csv", args.csv)):
         if path and path.is_dir():  # known before minutes of work are lost
             raise InputError(f"{option} {path} is a folder; name a file")
+    if args.plot:
+        plots.check(args.plot, "--plot")
     sizes = parse_list(args.size, "--size") if args.size else ()
     bits = parse_bits(args.q_bits, "--q-bits", "none")
     visions, units = parse_list(args.vision, "--vision"), parse_list(args.compute_units, "--compute-units")
@@ -114,8 +119,11 @@ def _bench(args: argparse.Namespace) -> None:
 
     report = measure(wanted, plan, args.image, load=not args.no_load, roofline=not args.no_roofline)
     print(format_report(report, baseline))
-    save_measurements(json.loads(to_json(report)))
+    data = json.loads(to_json(report))
+    save_measurements(data)
     if args.json:
         write_text(args.json, to_json(report))
     if args.csv:
         write_text(args.csv, to_csv(report))
+    if args.plot:
+        print(f"\n{plots.plot([('the report', data)], args.plot)}")

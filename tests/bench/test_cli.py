@@ -14,7 +14,7 @@ from PIL import Image
 from fastvlm_bench.cli import main
 
 FEW = ["--runs", "1", "--warmup", "0", "--max-tokens", "2", "--no-load", "--no-roofline"]
-HEAVY = ("mlx", "mlx_lm", "numpy", "PIL", "transformers", "torch")
+HEAVY = ("mlx", "mlx_lm", "numpy", "PIL", "matplotlib", "transformers", "torch")
 
 
 @pytest.fixture
