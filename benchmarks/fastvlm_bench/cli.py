@@ -12,6 +12,7 @@ from fastvlm_bench import accuracy, batching, planner
 from fastvlm_bench.arguments import check_target, parse_bits, parse_list
 from fastvlm_bench.compare import cli as compare
 from fastvlm_bench.doctor import cli as doctor
+from fastvlm_bench.plots import cli as plots
 from fastvlm_bench.runner import Plan
 from fastvlm_bench.sizes import SIZES
 from fastvlm_mlx.commands import add_common, run
@@ -23,6 +24,7 @@ OTHERS = {
     "compare": compare.main,
     "doctor": doctor.main,
     "plan": planner.main,
+    "plot": plots.main,
 }
 
 
@@ -34,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         "what the machine can do. Of --size, --q-bits, --vision and --compute-units several values, separated by "
         "commas, are measured in turn and compared.",
         epilog="Other commands: `fastvlm-bench accuracy` counts right answers; `batch` measures answers that are "
-        "decoded together; `compare` measures other libraries too; `plan` names what is within a time budget; `doctor` "
-        "checks everything that only this machine can show.",
+        "decoded together; `compare` measures other libraries too; `plan` names what is within a time budget; `plot` draws saved reports; `doctor` "
+        "checks everything that only this machine can show; `plot` draws saved reports.",
     )
     parser.add_argument(
         "--resolution",
@@ -75,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with that earlier --json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each run there")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the figures there, as PNG and SVG")
     add_common(parser)
     return parser
 
@@ -99,6 +102,8 @@ def _bench(args: argparse.Namespace) -> None:
     for option, path in (("--json", args.json), ("--csv", args.csv)):
         if path:
             check_target(option, path)  # known before minutes of work are lost
+    if args.plot:
+        plots.check(args.plot, "--plot")
     sizes = parse_list(args.size, "--size") if args.size is not None else ()
     bits = parse_bits(args.q_bits, "--q-bits", "none")
     visions, units = parse_list(args.vision, "--vision"), parse_list(args.compute_units, "--compute-units")
@@ -119,4 +124,7 @@ def _bench(args: argparse.Namespace) -> None:
     if args.csv:
         write_text(args.csv, to_csv(report))
     print(format_report(report, baseline))
-    save_measurements(json.loads(to_json(report)))
+    data = json.loads(to_json(report))
+    save_measurements(data)
+    if args.plot:
+        print(f"\n{plots.plot([('the report', data)], args.plot)}")

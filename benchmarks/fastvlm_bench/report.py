@@ -17,7 +17,7 @@ from fastvlm_bench.stats import Spread
 from fastvlm_bench.subjects import Subject
 from fastvlm_mlx import __version__
 from fastvlm_mlx.errors import InputError
-from fastvlm_mlx.measurements import read_report
+from fastvlm_mlx.measurements import parse_report
 
 FORMAT_VERSION = 2
 
@@ -106,6 +106,27 @@ def to_csv(report: Report) -> str:
     return text.getvalue()
 
 
+def read_report(file: Path) -> dict[str, Any]:
+    """The data of a report that `fastvlm-bench --json` wrote.
+
+    Raises:
+        InputError: no such report, no JSON, another format.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} isn't a file; make it with: fastvlm-bench --json {file}")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as exc:
+        raise InputError(f"{file} isn't JSON ({exc}); make it anew with: fastvlm-bench --json {file}") from None
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION or "summary" not in data:
+        raise InputError(
+            f"{file} must be a report of format_version {FORMAT_VERSION}, it has {version}; "
+            f"make it anew with: fastvlm-bench --json {file}"
+        )
+    return dict(data)
+
+
 def read_baseline(file: Path, plan: Plan, image: str) -> dict[str, Any]:
     """The data of an earlier report that asked the same questions.
 
@@ -117,8 +138,8 @@ def read_baseline(file: Path, plan: Plan, image: str) -> dict[str, Any]:
     Raises:
         InputError: no such report, or one of other questions.
     """
-    read_report(file)  # says what is wrong with it
-    data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    data = read_report(file)
+    parse_report(data, str(file))  # says what is wrong with it
     asked = data["plan"]["prompt_tokens"], data["image"]
     if asked != (plan.prompt_tokens, image):
         raise InputError(

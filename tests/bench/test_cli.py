@@ -14,7 +14,7 @@ from PIL import Image
 from fastvlm_bench.cli import main
 
 FEW = ["--runs", "1", "--warmup", "0", "--max-tokens", "2", "--no-load", "--no-roofline"]
-HEAVY = ("mlx", "mlx_lm", "numpy", "PIL", "transformers", "torch")
+HEAVY = ("mlx", "mlx_lm", "numpy", "PIL", "matplotlib", "transformers", "torch")
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_photo_of_the_users_and_quantised_weights(capsys, tiny, tmp_path):
         (["--q-bits", "4,4"], "each once, got '4,4'"),
         (["--vision", "abacus"], "--vision must be of auto, mlx, coreml"),
         (["--compute-units", "GPU"], "--compute-units must be of CPU_AND_NE"),
-        (["--baseline", "nowhere.json"], "can't read nowhere.json"),
+        (["--baseline", "nowhere.json"], "nowhere.json isn't a file"),
         (["--size", ""], "--size must be a list"),
         (["--json", "pyproject.toml/r.json"], "is no folder; name another file"),
         (["--csv", "."], "--csv . is a folder"),

@@ -248,10 +248,11 @@ def test_a_baseline_asked_the_same(report, tmp_path):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        (None, "can't read"),
-        ("{", "can't read"),
-        ("[]", "format_version 2, found None"),
-        ('{"format_version": 1}', "format_version 2, found 1"),
+        (None, "isn't a file; make it with: fastvlm-bench --json"),
+        ("{", "isn't JSON"),
+        ("[]", "format_version 2, it has None"),
+        ('{"format_version": 1, "summary": []}', "format_version 2, it has 1"),
+        ('{"format_version": 2}', "format_version 2, it has 2"),
         ('{"format_version": 2, "summary": []}', "subjects"),
     ],
 )
