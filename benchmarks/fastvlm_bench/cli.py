@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         "what the machine can do. Of --size, --q-bits, --vision and --compute-units several values, separated by "
         "commas, are measured in turn and compared.",
         epilog="Other commands: `fastvlm-bench accuracy` counts right answers; `batch` measures answers that are "
-        "decoded together; `compare` measures other libraries too; `plan` names what is within a time budget; `plot` draws saved reports; `doctor` "
+        "decoded together; `compare` measures other libraries too; `plan` names what is within a time budget; `doctor` "
         "checks everything that only this machine can show; `plot` draws saved reports.",
     )
     parser.add_argument(
