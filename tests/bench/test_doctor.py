@@ -220,6 +220,7 @@ def test_a_model_that_cannot_be_had(monkeypatch, capsys):
         (["--limit", "inf"], "at most 86400 seconds, got inf"),
         (["--limit", "nan"], "got nan"),
         (["--json", "."], "is a folder"),
+        (["--json", f"{__file__}/x.json"], "test_doctor.py is no folder; name another file"),
         (["--model", "no-such-model"], "no-such-model"),
     ],
 )

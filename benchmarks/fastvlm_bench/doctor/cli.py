@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fastvlm_bench.arguments import check_target
 from fastvlm_bench.doctor.plan import Plan, parse_sizes
 from fastvlm_mlx.commands import add_common, run
-from fastvlm_mlx.errors import FastVLMError, HubError, InputError
+from fastvlm_mlx.errors import FastVLMError, HubError
 from fastvlm_mlx.files import write_text
 
 
@@ -56,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _doctor(args: argparse.Namespace) -> None:
     sizes = parse_sizes(args.resolutions) if args.resolutions is not None else ()
     plan = Plan(sizes, args.runs, limit_s=args.limit, debug=args.debug)
-    if args.json and args.json.is_dir():  # known before minutes of work are lost
-        raise InputError(f"--json {args.json} is a folder; name a file")
+    if args.json:
+        check_target("--json", args.json)
 
     from tqdm import tqdm
 
