@@ -119,6 +119,9 @@ def test_a_healthy_mac(packed):
         assert row["error"] is None
         assert len(row["times_ms"]) == 2
         assert min(row["load_s"], row["again_s"], row["first_ms"], *row["times_ms"]) > 0
+        assert not row["compiled"]
+    assert checks["Core ML"].data["compile_s"] is None
+    assert checks["Core ML"].notes[0].startswith("the package was compiled for this Mac before; ")
     table = checks["Core ML"].table
     assert [row[:2] for row in table.rows] == [(px, units) for px in ("64", "64x128") for units in UNITS]
     # The same float32 network, rounded to float16 once: 11 bits, at most 2 ** -11 of each value.
@@ -196,6 +199,64 @@ def test_a_package_that_cannot_be_read(packed, bundle, tmp_path):
     assert checks["answer"].status == "ok"
 
 
+def change_options(folder, **options):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["options"] |= options
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_an_odd_manifest_hides_nothing_else(packed, bundle, tmp_path):
+    folder = add_package(bundle("tiny"), tmp_path / "tiny")
+    change_options(folder, package={"sizes": [256], "bits": "few"})
+    checks = by_name(diagnose(folder, Plan(runs=1), apple=Apple(MLXRuntime, open_fake_plan, no_reason)))
+    assert [name for name, check in checks.items() if check.failures] == ["model"]
+    name = f"{folder}/manifest.json: options.package"
+    assert checks["model"].failures == (
+        f'{name}.sizes must be a list such as [{{"height": 256, "width": 256}}], multiples of 64, got [256]; '
+        "convert again",
+        f'{name}.bits must be a number above 0, got "few"; convert again',
+    )
+    assert "Core ML package: unknown sizes px, 16-bit weights" in checks["model"].notes[2]
+    assert [row[0] for row in checks["parity"].table.rows] == ["64", "64x128"], "the package tells its sizes itself"
+
+
+def test_runtimes_and_caches_that_break(packed, bundle, monkeypatch):
+    def fail():
+        raise AttributeError("half a coremltools")
+
+    checks = by_name(diagnose(packed, Plan(sizes=((64, 64),), runs=1), apple=Apple(fail)))
+    assert [name for name, check in checks.items() if check.failures] == ["Core ML"]
+    assert checks["Core ML"].failures == ("half a coremltools (AttributeError)",)
+
+    def unreadable():
+        raise PermissionError("cache")
+
+    monkeypatch.setattr(hub, "list_models", unreadable)
+    assert diagnosis._next_step().startswith("`fastvlm-convert CHECKPOINT -o OUT` writes one")
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "no-such-model", "org/name@x:y"])
+def test_a_model_that_cannot_be_found(capsys, model):
+    assert main(["doctor", "--model", model]) == 1
+    out, err = capsys.readouterr()
+    assert "### machine: ok" in out
+    assert "### versions: ok" in out
+    section = next(part for part in out.split("\n### ") if part.startswith("model: FAILED"))
+    assert model in section
+    assert err == "fastvlm-bench doctor: error: 1 of 9 checks failed: model; the report says how\n"
+
+
+def test_whatever_finding_a_model_raises(monkeypatch, capsys):
+    def fail(model):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(hub, "resolve", fail)
+    assert main(["doctor"]) == 1
+    out, err = capsys.readouterr()
+    assert "### model: FAILED\n\n- **failed:** not yours (PermissionError)" in out
+    assert "Traceback" not in err
+
+
 def test_a_model_that_cannot_be_had(monkeypatch, capsys):
     def fail(model):
         raise HubError("the hub can't be reached")
@@ -221,7 +282,6 @@ def test_a_model_that_cannot_be_had(monkeypatch, capsys):
         (["--limit", "nan"], "got nan"),
         (["--json", "."], "is a folder"),
         (["--json", f"{__file__}/x.json"], "test_doctor.py is no folder; name another file"),
-        (["--model", "no-such-model"], "no-such-model"),
     ],
 )
 def test_bad_input_is_one_sentence(capsys, argv, part):
