@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
-import shutil
-import time
-
 import numpy as np
 import pytest
 
 from fastvlm_bench import machine as bench_machine
 from fastvlm_bench.doctor import machine as machine_check
-from fastvlm_bench.doctor import model as model_check
 from fastvlm_bench.doctor.check import Table
 from fastvlm_bench.doctor.coreml_side import (
-    Apple,
-    Compiler,
-    CoreMLState,
     Measured,
     Row,
-    check_core_ml,
-    compile_first,
-    compile_package,
-    measure,
-    measure_all,
 )
 from fastvlm_bench.doctor.mac import Mac, describe_mac
 from fastvlm_bench.doctor.machine import check_macos, check_versions
 from fastvlm_bench.doctor.mlx_checks import check_answer, check_encoder, check_products, judge_products
 from fastvlm_bench.doctor.mlx_side import Answers, Encoded, MlxState, answer, encode, reference
-from fastvlm_bench.doctor.model import check_model, package_bits, recorded_sizes
 from fastvlm_bench.doctor.parity import check_parity, relative_l2
 from fastvlm_bench.doctor.placement import judge_placement
 from fastvlm_bench.doctor.plan import Plan, sample_pixels
 from fastvlm_bench.doctor.worker import WorkError
 from fastvlm_bench.machine import Machine
 from fastvlm_mlx.bundle import Bundle
-from fastvlm_mlx.vision.compute_plan import PlacedOp, Placement, open_plan
-from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS, AppleRuntime, Function
+from fastvlm_mlx.vision.compute_plan import PlacedOp, Placement
+from support.doctor import Told
 
 SIZE = (64, 128)
 
@@ -95,46 +79,6 @@ def test_versions(monkeypatch):
     )
 
 
-def test_a_damaged_file_is_found_whatever_its_date(bundle, tmp_path):
-    folder = shutil.copytree(bundle("tiny"), tmp_path / "tiny")
-    found, opened = check_model(folder)
-    assert (found.status, opened.path) == ("ok", folder)
-    assert found.data["source"]["layout"] == "llava"
-    path = folder / "vision.safetensors"
-    stat = path.stat()
-    with path.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        last = file.read(1)
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([last[0] ^ 1]))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    Bundle.open(folder)  # size and date are what they were
-    found, opened = check_model(folder)
-    assert opened
-    assert len(found.failures) == 1
-    assert found.failures[0].startswith(f"{path} is damaged: its SHA-256 is ")
-    (folder / "decoder.safetensors").unlink()
-    found, opened = check_model(folder)
-    assert opened is None
-    assert "decoder.safetensors is missing" in found.failures[0]
-
-
-def test_gates_that_failed_at_conversion(bundle, tmp_path):
-    folder = shutil.copytree(bundle("tiny"), tmp_path / "tiny")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    gate = {"reference": "", "picture": "1", "relative_l2": 1.0, "max_abs": 1.0, "gate": 5e-3, "first_overflow": None}
-    checks = [
-        gate | {"function": f"r{px}", "executor": "checker, float16", "passed": px == 64} for px in (64, 128, 192)
-    ]
-    manifest["coreml"] = {"calibration": "", "exponents": {}, "headroom": {}, "checks": checks}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    found, _ = check_model(folder)
-    assert found.failures == (
-        "the Core ML package failed gates when it was made (r128, checker, float16; r192, checker, float16); "
-        "convert again",
-    )
-
-
 def test_products():
     right = {"float32": 1e-3, "bfloat16": 1e-2, "4 bits": 1e-3}
     assert judge_products(right) == []
@@ -148,17 +92,6 @@ def test_products_that_are_no_number():
     found = check_products(Told(multiply={"float32": float("nan"), "bfloat16": 0.0, "4 bits": 0.0}))
     assert found.status == "failed"
     assert found.data["matmul"]["float32"] is None, "JSON has no NaN"
-
-
-class Told:
-    """A worker that says what it was told to."""
-
-    def __init__(self, **answers):
-        self._answers = answers
-
-    def do(self, function, *args, **kwargs):
-        found = self._answers[function.__name__]
-        return found(*args, **kwargs) if callable(found) else found
 
 
 def test_a_gpu_is_compared_with_the_cpu(bundle):
@@ -215,203 +148,10 @@ def row(units, *times_ms, size=SIZE, features=None):
     return Row(size, units, Measured(1.5, 0.25, 30.0, times_ms, np.zeros((2, 4)) if features is None else features))
 
 
-class Clock:
-    """Seconds that pass only as told."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-class SlowRuntime:
-    """100 s to describe the package, 5 s and then 3 s to open it, 0.25 s to predict."""
-
-    def __init__(self, clock):
-        self.clock, self.opens = clock, [5.0, 3.0]
-
-    def functions(self, package):
-        self.clock.now += 100
-        return [Function("r", "image", True, *SIZE, "features")]
-
-    def open(self, package, function, compute_units):
-        self.clock.now += self.opens.pop(0)
-
-        def predict(inputs):
-            self.clock.now += 0.25
-            return {"features": np.ones((1, 2, 4), np.float16)}
-
-        return predict
-
-
-class CompilingRuntime(SlowRuntime):
-    """It takes 40 s to compile, or 1 s to see that it needn't."""
-
-    needed = True
-
-    def compile(self, package):
-        self.clock.now += 40 if self.needed else 1
-        return self.needed
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    made = Clock()
-    monkeypatch.setattr(time, "perf_counter", made)
-    return made
-
-
-def test_what_is_timed(clock, tmp_path):
-    state = CoreMLState(tmp_path, Apple(lambda: SlowRuntime(clock)))
-    found = measure(state, SIZE, "ALL", 3, 60.0)
-    assert (found.load_s, found.again_s, found.first_ms) == (5.0, 3.0, 250.0)
-    assert found.times_ms == (250.0, 250.0, 250.0)
-    assert not found.compiled
-
-
-def test_compiling_is_timed_apart_where_it_can_be(clock, tmp_path):
-    state = CoreMLState(tmp_path, Apple(lambda: CompilingRuntime(clock)))
-    assert compile_package(state) == 40.0
-    state.runtime.needed = False
-    assert compile_package(state) is None
-    assert compile_package(CoreMLState(tmp_path, Apple(lambda: SlowRuntime(clock)))) is None
-    assert issubclass(AppleRuntime, Compiler)
-
-
-@pytest.mark.parametrize("name", ["new", "damaged"])
-def test_a_row_says_that_it_was_compiled_in_it(clock, tmp_path, monkeypatch, name):
-    """Also where a compiled form that was there has been made again."""
-    monkeypatch.setenv("FASTVLM_CACHE", str(tmp_path / "cache"))
-    target = tmp_path / "cache" / "coreml" / f"{name}.mlmodelc"
-    if name == "damaged":
-        target.mkdir(parents=True)
-        (tmp_path / "cache" / "coreml" / "other.mlmodelc").mkdir()
-
-    class Remade(SlowRuntime):
-        def open(self, *args):
-            made = super().open(*args)
-            other = target.with_name("next")
-            other.mkdir(parents=True)
-            shutil.rmtree(target, ignore_errors=True)
-            other.rename(target)
-            return made
-
-    found = measure(CoreMLState(tmp_path, Apple(lambda: Remade(clock))), SIZE, "ALL", 1, 60.0)
-    assert found.compiled
-    check = check_core_ml([Row(SIZE, "ALL", found), row("CPU_ONLY", 4.0)])
-    assert [cells[2] for cells in check.table.rows] == ["5.00, compiled in this run", "1.50"]
-    assert check.notes[0].startswith("the package was compiled in this run, in the time of the row that says so; ")
-    assert [one["compiled"] for one in check.data["core_ml"]] == [True, False]
-
-
-def test_what_is_said_of_compiling():
-    rows = [row("ALL", 1.0)]
-    found = check_core_ml(rows, compiled=compile_first(Told(compile_package=12.345)))
-    assert found.notes[0].startswith("the package was compiled in this run, which took 12.35 s and is in no row; ")
-    assert (found.data["compile_s"], found.status) == (12.345, "ok")
-    assert check_core_ml(rows).notes[0].startswith("the package was compiled for this Mac before; ")
-
-    def fail():
-        raise WorkError("the process was ended by SIGABRT")
-
-    found = check_core_ml([Row(SIZE, "ALL", None, "boom")], compiled=compile_first(Told(compile_package=fail)))
-    assert found.failures == ("compiling: the process was ended by SIGABRT", "64x128 px on ALL: boom")
-    assert found.notes[0].startswith("the package was not compiled; ")
-
-
-@pytest.mark.parametrize(
-    ("options", "part"),
-    [
-        ({"package": {"sizes": [256]}}, "options.package.sizes must be a list such as"),
-        ({"package": {"sizes": 256}}, "multiples of 64, got 256;"),
-        ({"package": {"sizes": [{"height": 256}]}}, "multiples of 64, got"),
-        ({"package": {"sizes": [{"height": 256, "width": 100}]}}, "multiples of 64, got"),
-        ({"package": {"sizes": [{"height": 256, "width": 256.0}]}}, "multiples of 64, got"),
-        ({"package": {"sizes": [{"height": 256, "width": 256}], "bits": None}}, "bits must be a number above 0"),
-        ({"package": [16]}, "options.package must be an object, got [16]; convert again"),
-    ],
-)
-def test_an_odd_record_of_a_package(bundle, tmp_path, options, part):
-    folder = shutil.copytree(bundle("tiny"), tmp_path / "tiny")
-    (folder / "vision.mlpackage").mkdir()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["options"] |= options
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    found, opened = check_model(folder)
-    assert opened
-    assert len(found.failures) == 1
-    assert part in found.failures[0]
-    assert len(found.notes) == 3
-    assert found.data["options"]["package"] == options["package"]
-    assert package_bits(opened) == 16
-    assert recorded_sizes(opened) == (((256, 256),) if "bits" in part else ())
-
-
-def test_any_part_of_the_model_s_check_may_fail(bundle, monkeypatch):
-    def fail(*_):
-        raise KeyError("odd")
-
-    for name in ("_file_faults", "_record_faults", "_gate_faults", "_notes", "_data"):
-        with monkeypatch.context() as patch:
-            patch.setattr(model_check, name, fail)
-            found, opened = check_model(bundle("tiny"))
-        assert opened
-        assert found.failures == ("'odd' (KeyError)",)
-        assert (found.data["path"], len(found.notes) >= 1) == (str(bundle("tiny")), True)
-
-
 def test_a_machine_of_unknown_memory(monkeypatch):
     made = Machine("OS", "chip", 4, 0, "cpu: chip", "3.13", "0.32", None)
     monkeypatch.setattr(bench_machine, "describe_machine", lambda: made)
     assert machine_check.check_machine().notes[0] == "chip, 4 cores, memory unknown"
-
-
-def test_whatever_is_raised_becomes_a_row():
-    def tell(size, units, runs, seconds):
-        if units == "ALL":
-            raise ValueError("odd")
-        return (size, units, runs, seconds)
-
-    rows = measure_all(Told(measure=tell), [(64, 64), SIZE], Plan(runs=3, seconds=4.0))
-    assert [(row.size, row.units) for row in rows] == [(s, u) for s in ((64, 64), SIZE) for u in COMPUTE_UNITS]
-    assert {row.error for row in rows if row.units == "ALL"} == {"odd (ValueError)"}
-    assert rows[0].measured == ((64, 64), "CPU_AND_NE", 3, 4.0)
-
-
-def test_a_worker_can_be_told_of_core_ml_itself():
-    found = pickle.loads(pickle.dumps(Apple()))
-    assert (found.make_runtime, found.open_plan) == (AppleRuntime, open_plan)
-
-
-def test_core_mls_times():
-    rows = [
-        row("CPU_AND_NE", 5.0, 1.0, 3.0),
-        Row(SIZE, "ALL", None, "boom"),
-        Row((64, 64), "ALL", None, "boom"),
-        row("CPU_ONLY", 4.0),
-    ]
-    found = check_core_ml(rows, ["a note"])
-    assert found.failures == ("64x128 px on ALL, 64 px on ALL: boom",)
-    assert found.table.rows == (
-        ("64x128", "CPU_AND_NE", "1.50", "0.25", "30.0", "3.0 (1.0-5.0)", "3"),
-        ("64x128", "ALL", "failed", "", "", "", ""),
-        ("64", "ALL", "failed", "", "", "", ""),
-        ("64x128", "CPU_ONLY", "1.50", "0.25", "30.0", "4.0 (4.0-4.0)", "1"),
-    )
-    assert found.notes[1:] == ("a note",)
-    json.dumps(found.to_dict())
-
-
-@pytest.mark.parametrize(
-    ("engine", "processor", "slow"),
-    [(31.0, 20.0, True), (29.0, 20.0, False), (6.0, 1.5, False), (7.0, 1.5, True), (5.0, 90.0, False)],
-)
-def test_a_neural_engine_slower_than_the_cpu(engine, processor, slow):
-    """By half as much again, and by more than 5 ms."""
-    failures = check_core_ml([row("CPU_AND_NE", engine), row("CPU_ONLY", processor)]).failures
-    assert bool(failures) == slow
-    assert all("64x128 px: CPU_AND_NE takes" in text for text in failures)
 
 
 def test_parity():

@@ -97,7 +97,7 @@ def test_compiled_before_it_is_opened(tools, package):
     assert (len(tools.compiled), len(tools.loaded)) == (1, 1)
 
 
-def test_a_package_that_can_not_be_compiled(tools, package, tmp_path):
+def test_a_package_that_can_not_be_compiled(tools, package):
     tools.fault = RuntimeError("no such op")
     with pytest.raises(EncoderError, match=r"can't compile .*vision\.mlpackage: no such op; use vision='mlx'"):
         AppleRuntime().compile(package)
