@@ -213,7 +213,7 @@ def test_what_load_is_given(bundle, monkeypatch):
 
 
 def test_a_process_that_fails_says_why(tmp_path):
-    with pytest.raises(FastVLMError, match=r"in a new process failed: .*nowhere"):
+    with pytest.raises(FastVLMError, match=r"^[^:]*nowhere"):
         cold_load({"model": str(tmp_path / "nowhere")})
 
 
