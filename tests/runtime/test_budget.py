@@ -210,15 +210,17 @@ def test_questions_of_another_length_say_what_they_can(bundle, clock):
 
 
 def test_the_real_questions_find_nothing_known_and_leave_nothing(tiny, monkeypatch):
-    asked, decoded = [], []
-    decode = image_module._decode
-    monkeypatch.setattr(image_module, "_decode", lambda *args: decoded.append(len(asked)) or decode(*args))
+    asked, opened = [], []
+    open_file = image_module._open
+    monkeypatch.setattr(image_module, "_open", lambda source: opened.append(source) or open_file(source))
     generate = type(tiny).generate
 
     def watched(model, image, prompt, **options):
         vision = model.engine.vision
         assert (model.engine.prefixes.nbytes, vision.cache.nbytes, vision._sources) == (0, 0, {})
+        before = len(opened)
         result = generate(model, image, prompt, **options)
+        assert len(opened) == before + 1, "decoding the photo is part of each question's time"
         asked.append((options["resolution"], result))
         return result
 
@@ -229,7 +231,6 @@ def test_the_real_questions_find_nothing_known_and_leave_nothing(tiny, monkeypat
     finally:
         tiny.resolution = 256
     assert [side for side, _ in asked] == [side for side in (128, 192, 256) for _ in range(3)]
-    assert decoded == list(range(9)), "the photo is decoded for each question, in its time"
     for side, result in asked:
         assert result.cached_tokens == 0
         assert result.generation_tokens == 1
