@@ -25,7 +25,7 @@ class Machine:
         cpu: name of the processor.
         cores: logical cores that this process may use.
         memory_bytes: of the whole machine; 0 if unknown.
-        device: what MLX computes on by default, such as "gpu: Apple M2".
+        device: what MLX computes on by default, such as "gpu: Apple M2"; "gpu" where MLX has no name for it.
         python: version.
         mlx: version.
         openblas: OpenBLAS's own description if MLX's matmul finds it, "" if not; None on macOS, where MLX
@@ -46,14 +46,14 @@ def describe_machine() -> Machine:
     """Describe the machine that this process runs on; imports MLX."""
     import mlx.core as mx
 
-    cpu = cpu_name()
-    name = mx.device_info().get("device_name", cpu)
+    # As fastvlm_mlx.measurement_cache.device_name, which the rivals' environments haven't got.
+    kind, name = mx.default_device().type.name, mx.device_info().get("device_name", "")
     return Machine(
         platform=platform.platform(),
-        cpu=cpu,
+        cpu=cpu_name(),
         cores=usable_cores(),
         memory_bytes=_memory_bytes(),
-        device=f"{mx.default_device().type.name}: {name}",
+        device=f"{kind}: {name}" if name else kind,
         python=platform.python_version(),
         mlx=version("mlx"),
         openblas=None if sys.platform == "darwin" else loaded_openblas(),
