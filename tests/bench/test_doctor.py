@@ -12,7 +12,7 @@ from datetime import datetime
 import pytest
 
 from fastvlm_bench.cli import main
-from fastvlm_bench.doctor import diagnosis
+from fastvlm_bench.doctor import coreml_side, diagnosis
 from fastvlm_bench.doctor.coreml_side import Apple
 from fastvlm_bench.doctor.diagnosis import diagnose
 from fastvlm_bench.doctor.plan import Plan
@@ -105,7 +105,8 @@ def test_one_command_without_a_home_in_its_report(bundle, tmp_path):
     assert str(folder) in done.stdout
 
 
-def test_a_healthy_mac(packed):
+def test_a_healthy_mac(packed, monkeypatch):
+    monkeypatch.setattr(coreml_side, "_SLOWER_MS", 1e9)  # the stand-in's units are one: what else runs decides
     said = []
     apple = Apple(MLXRuntime, open_fake_plan, no_reason)
     checks = by_name(diagnose(packed, Plan(runs=2), apple=apple, say=said.append))
