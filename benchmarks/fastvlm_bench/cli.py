@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastvlm_bench import accuracy, batching, planner
-from fastvlm_bench.arguments import parse_bits, parse_list
+from fastvlm_bench.arguments import check_target, parse_bits, parse_list
 from fastvlm_bench.compare import cli as compare
 from fastvlm_bench.doctor import cli as doctor
+from fastvlm_bench.plots import cli as plots
 from fastvlm_bench.runner import Plan
 from fastvlm_bench.sizes import SIZES
 from fastvlm_mlx.commands import add_common, run
-from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.files import write_text
 
 OTHERS = {
@@ -24,6 +24,7 @@ OTHERS = {
     "compare": compare.main,
     "doctor": doctor.main,
     "plan": planner.main,
+    "plot": plots.main,
 }
 
 
@@ -36,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         "commas, are measured in turn and compared.",
         epilog="Other commands: `fastvlm-bench accuracy` counts right answers; `batch` measures answers that are "
         "decoded together; `compare` measures other libraries too; `plan` names what is within a time budget; `doctor` "
-        "checks everything that only this machine can show.",
+        "checks everything that only this machine can show; `plot` draws saved reports.",
     )
     parser.add_argument(
         "--resolution",
@@ -45,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")
-    which.add_argument("--size", default="", help=f"random weights of published shapes instead: {', '.join(SIZES)}")
+    which.add_argument(
+        "--size", help=f"random weights of these shapes instead, of which tiny is for trying: {', '.join(SIZES)}"
+    )
     parser.add_argument(
         "--q-bits",
         "--quantize",
@@ -74,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with that earlier --json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each run there")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the figures there, as PNG and SVG")
     add_common(parser)
     return parser
 
@@ -96,26 +100,31 @@ def _bench(args: argparse.Namespace) -> None:
         max_tokens=args.max_tokens,
     )
     for option, path in (("--json", args.json), ("--csv", args.csv)):
-        if path and path.is_dir():  # known before minutes of work are lost
-            raise InputError(f"{option} {path} is a folder; name a file")
-    sizes = parse_list(args.size, "--size") if args.size else ()
+        if path:
+            check_target(option, path)  # known before minutes of work are lost
+    if args.plot:
+        plots.check(args.plot, "--plot")
+    sizes = parse_list(args.size, "--size") if args.size is not None else ()
     bits = parse_bits(args.q_bits, "--q-bits", "none")
     visions, units = parse_list(args.vision, "--vision"), parse_list(args.compute_units, "--compute-units")
 
-    from fastvlm_bench.report import read_report, to_csv, to_json
     from fastvlm_bench.subjects import choices
 
     wanted = choices(args.model, sizes, bits, visions, units)
-    baseline = read_report(args.baseline) if args.baseline else None
 
-    from fastvlm_bench.measure import measure
+    from fastvlm_bench.measure import describe_image, measure
+    from fastvlm_bench.report import read_baseline, to_csv, to_json
     from fastvlm_bench.tables import format_report
     from fastvlm_mlx.measurement_cache import save_measurements
 
+    baseline = read_baseline(args.baseline, plan, describe_image(args.image)) if args.baseline else None
     report = measure(wanted, plan, args.image, load=not args.no_load, roofline=not args.no_roofline)
-    print(format_report(report, baseline))
-    save_measurements(json.loads(to_json(report)))
     if args.json:
         write_text(args.json, to_json(report))
     if args.csv:
         write_text(args.csv, to_csv(report))
+    print(format_report(report, baseline))
+    data = json.loads(to_json(report))
+    save_measurements(data)
+    if args.plot:
+        print(f"\n{plots.plot([('the report', data)], args.plot)}")

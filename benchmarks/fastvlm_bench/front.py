@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from fastvlm_mlx.config import DOWNSAMPLING
 from fastvlm_mlx.latency import Estimate, Grid, Latency
 from fastvlm_mlx.measurements import Subject
+from fastvlm_mlx.types import ASPECTS
 from fastvlm_zoo.accuracy import Accuracy, published
+
+MEMORY_UNKNOWN = "its memory wasn't measured alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Budget:
         if self.memory_bytes is None:
             return None
         if estimate.peak_bytes is None:
-            return "its memory wasn't measured"
+            return MEMORY_UNKNOWN
         return "over the memory budget" if estimate.peak_bytes > self.memory_bytes else None
 
 
@@ -63,6 +66,26 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What is published about a choice.
+
+    Attributes:
+        entry: the figures.
+        bound: they are the most that can be expected: those of more bits or a larger image.
+        own: of the choice's weights; else it has random ones of the published shape.
+    """
+
+    entry: Accuracy
+    bound: bool
+    own: bool
+
+    @property
+    def exact(self) -> bool:
+        """Whether the figures are this choice's."""
+        return self.own and not self.bound
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """A choice, and why it isn't on the front; None if it is."""
 
@@ -79,6 +102,7 @@ def candidates(subject: Subject, latency: Latency, text_tokens: int, budget: Bud
     """The measured sizes, the largest one between them that is within the budget, and the model's own grids.
 
     Only MLX takes sizes between the measured ones; a Core ML package has its own, which are those that were measured.
+    Grids are left out where this version of FastVLM doesn't run them.
 
     Args:
         subject: what was measured.
@@ -98,8 +122,14 @@ def candidates(subject: Subject, latency: Latency, text_tokens: int, budget: Bud
             if (estimate := latency.estimate(side, text_tokens)) and budget.reason_against(estimate) is None
         ]
         found += [choice for choice in between[-1:] if choice not in found]
-    grids = ((grid, latency.estimate_grid(trained, grid, text_tokens)) for grid in grids_of(subject))
+    own = grids_of(subject) if runs_grids() else []
+    grids = ((grid, latency.estimate_grid(trained, grid, text_tokens)) for grid in own)
     return found + [Choice(subject, trained, grid, estimate) for grid, estimate in grids if estimate]
+
+
+def runs_grids() -> bool:
+    """Whether FastVLM takes pictures in tiles."""
+    return "anyres" in ASPECTS
 
 
 def grids_of(subject: Subject) -> list[Grid]:
@@ -117,17 +147,13 @@ def trained_side(subject: Subject) -> int | None:
     return subject.image_size or (entry.resolution if entry else None)
 
 
-def published_accuracy(choice: Choice) -> tuple[Accuracy, bool] | None:
-    """What is published about a choice.
-
-    Returns:
-        The figures, and whether they are this choice's own; if not, they are the most that it can be expected to
-        reach. None where nothing is published that bounds it.
-    """
+def published_accuracy(choice: Choice) -> Known | None:
+    """What is published about a choice; None where nothing is that bounds it."""
     entry = _published().get(choice.subject.size or "")
     if entry is None or choice.grid or choice.resolution > entry.resolution:
         return None
-    return entry, choice.resolution == entry.resolution and choice.subject.bits is None
+    bound = choice.resolution != entry.resolution or choice.subject.bits is not None
+    return Known(entry, bound, own=not choice.subject.seeded)
 
 
 def judge(choices: Sequence[Choice], budget: Budget) -> list[Verdict]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastvlm_mlx import errors
+from fastvlm_mlx.commands import EXIT_FAILED
 from fastvlm_mlx.errors import FastVLMError
 
 if TYPE_CHECKING:
@@ -22,10 +24,14 @@ if TYPE_CHECKING:
 _SCRIPT = """
 import json, sys, time
 start = time.perf_counter()
-from fastvlm_mlx import load
-load(**json.loads(sys.argv[1]))
+try:
+    from fastvlm_mlx import load
+    load(**json.loads(sys.argv[1]))
+    told = {"seconds": time.perf_counter() - start}
+except Exception as exc:
+    told = {"module": type(exc).__module__, "kind": type(exc).__name__, "text": str(exc)}
 print()
-print(time.perf_counter() - start)
+print(json.dumps(told))
 """
 
 
@@ -50,7 +56,8 @@ def cold_load(arguments: Mapping[str, Any]) -> float:
         arguments: of `fastvlm_mlx.load`, as JSON has them; `model` is a folder.
 
     Raises:
-        FastVLMError: it failed; the last line that it wrote says why.
+        FastVLMError: it failed; an error of `load` has the class and the text that it has there. The exit code is 1:
+            the caller's arguments were read before, what doesn't go here is the machine's affair.
     """
     evict(Path(arguments["model"]))
     path = os.pathsep.join(part for part in sys.path if part)
@@ -63,8 +70,20 @@ def cold_load(arguments: Mapping[str, Any]) -> float:
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise FastVLMError(f"loading {arguments['model']} in a new process failed: {last}")
-    return float(done.stdout.splitlines()[-1]) * 1e3
+        raise _failure(f"loading {arguments['model']} in a new process failed: {last}")
+    told = json.loads(done.stdout.splitlines()[-1])
+    if "seconds" in told:
+        return float(told["seconds"]) * 1e3
+    if told["module"] == errors.__name__:
+        raise _failure(told["text"], getattr(errors, told["kind"]))
+    text = f"{told['text']} ({told['kind']})".strip()
+    raise _failure(f"loading {arguments['model']} in a new process failed: {text}")
+
+
+def _failure(text: str, kind: type[FastVLMError] = FastVLMError) -> FastVLMError:
+    error = kind(text)
+    error.exit_code = EXIT_FAILED
+    return error
 
 
 def warm_loads(arguments: Mapping[str, Any], repeats: int) -> tuple[tuple[float, ...], FastVLM]:

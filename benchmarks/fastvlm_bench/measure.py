@@ -15,12 +15,15 @@ from fastvlm_bench.peaks import PLAIN, Peaks, measure_peaks
 from fastvlm_bench.report import Report, StageLimit
 from fastvlm_bench.roofline import Work, limit, stage_work
 from fastvlm_bench.runner import PHOTO_SIZE, Plan, Questions, run_plan, sample_photo, summarise
-from fastvlm_bench.subjects import Choice, load_subject, open_choices
+from fastvlm_bench.subjects import Choice, Subject, check_resolutions, load_subject, open_choices
 from fastvlm_mlx.image import preprocess
 
 if TYPE_CHECKING:
     from fastvlm_bench.runner import Summary
+    from fastvlm_mlx.bundle import Bundle
+    from fastvlm_mlx.config import ModelConfig
     from fastvlm_mlx.model import FastVLM
+    from fastvlm_mlx.types import ImageInput
 
 
 def measure(wanted: Sequence[Choice], plan: Plan, image: str | None, *, load: bool, roofline: bool) -> Report:
@@ -38,17 +41,13 @@ def measure(wanted: Sequence[Choice], plan: Plan, image: str | None, *, load: bo
     """
     photo = sample_photo() if image is None else image
     preprocess(photo, 64)  # a file that can't be read is known before minutes of work
-    sources = open_choices(wanted, available_bytes())
-    loaded = [
-        load_subject(choice, source, load)
-        for choice, source in tqdm(
-            list(zip(wanted, sources, strict=True)), desc="loading", unit="model", leave=False, disable=None
-        )
-    ]
-    subjects, models = tuple(subject for subject, _ in loaded), [model for _, model in loaded]
+    sources = open_choices(wanted, plan, available_bytes())
+    subjects, asked = _load(wanted, sources, plan, photo, load)
+    models = [questions.model for questions in asked]
     if not plan.resolutions:
         plan = dataclasses.replace(plan, resolutions=(models[0].resolution,))
-    asked = [Questions(model, photo, plan) for model in models]
+    for subject, model in zip(subjects, models, strict=True):
+        check_resolutions(subject.label, model, plan.resolutions)
     calls = (plan.warmup + plan.runs) * len(plan.resolutions) * len(asked)
     with tqdm(total=calls, unit="question", leave=False, disable=None) as bar:
         runs = run_plan(asked, plan, bar.update)
@@ -57,11 +56,11 @@ def measure(wanted: Sequence[Choice], plan: Plan, image: str | None, *, load: bo
     limits = {}
     if peaks:
         for case in summarise(runs):
-            work = work_of(models[case.subject], case, plan.max_tokens)
-            limits[case.subject, case.resolution] = limits_of(work, case, plan.max_tokens, peaks)
+            work = work_of(models[case.subject], case)
+            limits[case.subject, case.resolution] = limits_of(work, case, peaks)
     return Report(
-        subjects=subjects,
-        image=image or "synthetic photo, {} x {} px JPEG".format(*PHOTO_SIZE),
+        subjects=tuple(subjects),
+        image=describe_image(image),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         plan=plan,
         machine=describe_machine(),
@@ -69,6 +68,34 @@ def measure(wanted: Sequence[Choice], plan: Plan, image: str | None, *, load: bo
         runs=runs,
         rooflines=limits,
     )
+
+
+def describe_image(image: str | None) -> str:
+    """What a report says of the picture."""
+    return image or "synthetic photo, {} x {} px JPEG".format(*PHOTO_SIZE)
+
+
+def _load(
+    wanted: Sequence[Choice], sources: Sequence[Bundle | ModelConfig], plan: Plan, photo: ImageInput, load: bool
+) -> tuple[list[Subject], list[Questions]]:
+    """Load the models; what two choices come to, such as "auto" and "mlx" without Core ML, is measured once."""
+    import mlx.core as mx
+
+    subjects: list[Subject] = []
+    asked: list[Questions] = []
+    held: list[int] = []
+    pairs = list(zip(wanted, sources, strict=True))
+    for choice, source in tqdm(pairs, desc="loading", unit="model", leave=False, disable=None):
+        before = mx.get_active_memory()
+        subject, model = load_subject(choice, source, load)
+        if any(subject.label == other.label for other in subjects):
+            continue
+        subjects.append(subject)
+        asked.append(Questions(model, photo, plan))
+        held.append(mx.get_active_memory() - before)
+    for questions, own in zip(asked, held, strict=True):
+        questions.others_bytes = sum(held) - own
+    return subjects, asked
 
 
 def storages(model: FastVLM) -> dict[str, Storage]:
@@ -83,8 +110,12 @@ def storages(model: FastVLM) -> dict[str, Storage]:
     return found | ({"vision": Storage.of(encoder.network)} if isinstance(encoder, MLXVisionEncoder) else {})
 
 
-def work_of(model: FastVLM, case: Summary, max_tokens: int) -> dict[str, Work]:
-    """What the stages of a case have to do; "decode" is one token of the mean context."""
+def work_of(model: FastVLM, case: Summary) -> dict[str, Work]:
+    """What the stages of a case have to do; "decode" is one token of the mean context.
+
+    Where Core ML encodes, "vision" isn't MLX's, and "prefill" isn't whole: the text before the image is prefilled
+    meanwhile, in the time of "vision".
+    """
     kept = storages(model)
     work = stage_work(
         model.config,
@@ -93,15 +124,16 @@ def work_of(model: FastVLM, case: Summary, max_tokens: int) -> dict[str, Work]:
         vision=kept.get("vision", kept["projector"]),
         decoder=kept["decoder"],
         projector=kept["projector"],
-        context=case.prompt_tokens + max(max_tokens - 2, 0) // 2,
+        context=case.prompt_tokens + max(case.generation_tokens - 2, 0) // 2,
     )
-    return {stage: found for stage, found in work.items() if stage != "vision" or "vision" in kept}
+    beside = () if "vision" in kept else ("vision", "prefill")
+    return {stage: found for stage, found in work.items() if stage not in beside}
 
 
-def limits_of(work: Mapping[str, Work], case: Summary, max_tokens: int, peaks: Peaks) -> dict[str, StageLimit]:
+def limits_of(work: Mapping[str, Work], case: Summary, peaks: Peaks) -> dict[str, StageLimit]:
     """Each stage's limit, and its share of the median that was measured."""
     measured = {stage: case.figures[f"{stage}_ms"].median for stage in work}
-    measured["decode"] /= max(max_tokens - 1, 1)  # of a token after the first
+    measured["decode"] /= max(case.generation_tokens - 1, 1)  # of a token after the first
     found = {}
     for stage, done in work.items():
         if measured[stage] > 0:  # a single token has no decode

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastvlm_bench.front import Budget, Choice, Verdict, decoder_name, published_accuracy
+from fastvlm_bench.front import MEMORY_UNKNOWN, Budget, Choice, Known, Verdict, decoder_name, published_accuracy
 from fastvlm_mlx import __version__
 from fastvlm_mlx.measurements import Report
-from fastvlm_zoo.accuracy import Accuracy, elsewhere
+from fastvlm_zoo.accuracy import elsewhere
 
 FORMAT_VERSION = 1
 _HEADINGS = ("decoder", "bits", "vision", "px", "grid", "TTFT ms", "low-high", "how", "memory MB")
@@ -52,14 +52,14 @@ def format_plan(plan: Planned, everything: bool = False) -> str:
         everything: the choices off the front too, with the reason.
     """
     shown = plan.verdicts if everything else plan.front
-    named = {id(v): a for v in shown if (a := published_accuracy(v.choice))}
-    benchmarks = list(dict.fromkeys(name for entry, _ in named.values() for name in entry.scores))
+    named = {id(v): known for v in shown if (known := published_accuracy(v.choice))}
+    benchmarks = list(dict.fromkeys(name for known in named.values() for name in known.entry.scores))
     headings = (*_HEADINGS, *benchmarks, *(["not on the front because"] if everything else []))
     rows = [headings]
     for verdict in shown:
         scores = [_score(named.get(id(verdict)), name) for name in benchmarks]
         rows.append((*_cells(verdict.choice), *scores, *([verdict.reason or ""] if everything else [])))
-    return "\n".join((*_header(plan), "", *_table(rows), "", *_notes(plan, [entry for entry, _ in named.values()])))
+    return "\n".join((*_header(plan), "", *_table(rows), "", *_notes(plan, list(named.values()))))
 
 
 def _header(plan: Planned) -> tuple[str, ...]:
@@ -79,8 +79,9 @@ def _cells(choice: Choice) -> tuple[str, ...]:
     subject, estimate = choice.subject, choice.estimate
     ttft, peak = estimate.ttft, estimate.peak_bytes
     memory = "-" if peak is None else f"{'' if estimate.measured else '<='}{peak / 1e6:.0f}"
+    name = decoder_name(subject)
     return (
-        decoder_name(subject) + (" seeded" if subject.seeded else ""),
+        name + (" seeded" if subject.seeded and "seeded" not in name else ""),
         "full" if subject.bits is None else str(subject.bits),
         subject.vision,
         str(choice.resolution),
@@ -92,11 +93,11 @@ def _cells(choice: Choice) -> tuple[str, ...]:
     )
 
 
-def _score(known: tuple[Accuracy, bool] | None, benchmark: str) -> str:
-    if known is None or benchmark not in known[0].scores:
+def _score(known: Known | None, benchmark: str) -> str:
+    if known is None or benchmark not in known.entry.scores:
         return "-"
-    entry, exact = known
-    return f"{'' if exact else '<='}{entry.scores[benchmark]:.1f}"
+    score = f"{'<=' if known.bound else ''}{known.entry.scores[benchmark]:.1f}"
+    return score if known.own else f"({score})"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -104,32 +105,38 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _notes(plan: Planned, entries: Sequence[Accuracy]) -> list[str]:
+def _notes(plan: Planned, figures: Sequence[Known]) -> list[str]:
     """Where the figures come from, and what they don't say."""
-    notes = [
-        f"{'accuracies:' if not index else '':<12}{entry.model} at {entry.resolution} px, unquantised, in percent: "
-        f"{entry.source.title}, {entry.source.url}, read {entry.source.read}"
-        for index, entry in enumerate({entry.model: entry for entry in entries}.values())
-    ]
-    if notes:
-        notes.append(
-            "            they are those weights'; <= where none is published for these bits or this resolution: at "
-            "most that, by what is taken for granted below"
-        )
-        notes += [
-            f"            of another set-up, and so of no row above: {entry.model}, {entry.resolution} px: "
-            f"{', '.join(f'{name} {score}' for name, score in entry.scores.items())} ({entry.source.url})"
-            for entry in elsewhere()
-        ]
+    notes = _sources(figures) if figures else []
     notes.append(_ORDER_NOTE)
     if any(verdict.choice.subject.seeded for verdict in plan.verdicts):
         notes.append("seeded:     random weights of the published shapes, which take as long and answer nothing")
+    if unknown := sum(verdict.reason == MEMORY_UNKNOWN for verdict in plan.verdicts):
+        notes.append(f"left out:   {unknown} whose memory wasn't measured alone; measure one model at a time")
     return notes + [f"left out:   {text}" for text in plan.left_out]
+
+
+def _sources(figures: Sequence[Known]) -> list[str]:
+    entries = {known.entry.model: known.entry for known in figures}.values()
+    notes = [
+        f"{entry.model} at {entry.resolution} px, unquantised, in percent: {entry.source}" for entry in entries
+    ] + [
+        "they are those published weights', another model of the same shape has its own; <= where none is published "
+        "for these bits or this resolution: at most that, by what is taken for granted below"
+    ]
+    if not all(known.own for known in figures):
+        notes.append("(in brackets) of the published weights of that shape; the row's own are random")
+    notes += [
+        f"of another set-up, and so of no row above: {entry.model}, {entry.resolution} px: "
+        f"{', '.join(f'{name} {score}' for name, score in entry.scores.items())} ({entry.source})"
+        for entry in elsewhere()
+    ]
+    return [f"{'' if index else 'accuracies:':<12}{note}" for index, note in enumerate(notes)]
 
 
 def to_json(plan: Planned) -> str:
     """The plan for programs: every choice with its accuracies, their sources, and why it isn't on the front."""
-    entries = {a[0].model: a[0] for v in plan.verdicts if (a := published_accuracy(v.choice))}
+    entries = {k.entry.model: k.entry for v in plan.verdicts if (k := published_accuracy(v.choice))}
     data = {
         "format_version": FORMAT_VERSION,
         "tool": f"fastvlm-bench {__version__}",
@@ -159,7 +166,8 @@ def _choice_data(verdict: Verdict) -> dict[str, Any]:
         "ttft_ms": asdict(choice.estimate.ttft),
         "measured": choice.estimate.measured,
         "peak_bytes": choice.estimate.peak_bytes,
-        "accuracy": known and {"of": known[0].model, "exact": known[1], "scores": known[0].scores},
+        "accuracy": known
+        and {"of": known.entry.model, "own": known.own, "exact": known.exact, "scores": known.entry.scores},
         "front": verdict.reason is None,
         "reason": verdict.reason,
     }

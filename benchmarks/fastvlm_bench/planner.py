@@ -9,11 +9,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fastvlm_bench.front import Budget, Choice, candidates, decoder_name, grids_of, judge, trained_side
+from fastvlm_bench.front import (
+    MEMORY_UNKNOWN,
+    Budget,
+    Choice,
+    candidates,
+    decoder_name,
+    grids_of,
+    judge,
+    runs_grids,
+    trained_side,
+)
 from fastvlm_bench.plan_report import Planned, format_plan, to_json
 from fastvlm_mlx import __version__
 from fastvlm_mlx.commands import add_common, run
-from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.errors import FastVLMError, InputError
 from fastvlm_mlx.files import write_text
 from fastvlm_mlx.latency import Latency, latencies
 from fastvlm_mlx.measurement_cache import saved_measurements
@@ -22,6 +32,12 @@ from fastvlm_mlx.measurements import Report, Subject, read_report
 _MS = {"ms": 1.0, "s": 1e3}
 _BYTES = {"MB": 1e6, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30}
 _SAME_MACHINE = ("cpu", "cores", "memory_bytes", "device")
+
+
+class NoChoiceError(FastVLMError):
+    """Nothing that was measured is within the budget."""
+
+    exit_code = 1
 
 
 def parse_time(text: str) -> float:
@@ -67,6 +83,8 @@ def make_plan(reports: Sequence[Report], budget: Budget, text_tokens: int | None
         found = candidates(subject, latency, tokens, budget)
         choices += found
         left_out += _left_out(subject, latency, tokens, found)
+    if any(subject.grid_pinpoints for subject in known) and not runs_grids():
+        left_out.append("pictures in tiles (AnyRes): grids aren't run by this version")
     return Planned(budget, tokens, tuple(reports), tuple(judge(choices, budget)), tuple(left_out))
 
 
@@ -86,6 +104,8 @@ def _left_out(subject: Subject, latency: Latency, tokens: int, found: Sequence[C
     name = f"{decoder_name(subject)} ({subject.precision}, {subject.vision})"
     if not found:
         return [f"{name}: nothing was measured about questions of {tokens} text tokens, nor on both sides of that"]
+    if not runs_grids():
+        return []
     offered, side = {choice.grid for choice in found}, trained_side(subject) or 0
     return [
         f"{name} in {grid} tiles: takes {grid.tokens(side) + tokens} positions at {side} px, measured are up to "
@@ -99,8 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="fastvlm-bench plan",
-        description="Name the choices of decoder, bits, resolution and AnyRes grid within a time to first token, with "
-        "the published accuracies, from what fastvlm-bench measured on this machine or from saved reports.",
+        description="Name the choices of decoder, bits and resolution within a time to first token, with the "
+        "published accuracies, from what fastvlm-bench measured on this machine or from saved reports.",
     )
     parser.add_argument("--ttft", required=True, metavar="TIME", help="time to first token, such as 200ms or 0.2s")
     parser.add_argument("--memory", metavar="SIZE", help="most memory of MLX, such as 8GB, 8GiB or 512MB")
@@ -137,8 +157,12 @@ def _plan(args: argparse.Namespace) -> None:
         write_text(args.json, to_json(plan))
     if plan.front or args.all:
         print(format_plan(plan, args.all))
+    if not plan.verdicts:
+        raise InputError(
+            f"nothing was measured about questions of {plan.text_tokens} text tokens; choose another --prompt-tokens"
+        )
     if not plan.front:
-        raise InputError(_nothing(plan))
+        raise NoChoiceError(_nothing(plan))
 
 
 def _reports(names: Sequence[str]) -> list[Report]:
@@ -155,8 +179,12 @@ def _reports(names: Sequence[str]) -> list[Report]:
 
 
 def _nothing(plan: Planned) -> str:
-    if not plan.verdicts:
-        return f"nothing was measured about questions of {plan.text_tokens} text tokens; choose another --prompt-tokens"
+    unknown = sum(verdict.reason == MEMORY_UNKNOWN for verdict in plan.verdicts)
+    if unknown:
+        return (
+            f"no choice is known to be within the budget: {unknown} would be in time, but their memory wasn't measured "
+            "alone; measure one model at a time, or leave --memory out"
+        )
     least = min((verdict.choice for verdict in plan.verdicts), key=lambda choice: choice.estimate.ttft.high)
     return (
         f"no choice is within the budget: the least TTFT is {least.estimate.ttft.high:.1f} ms at worst ({least}); "

@@ -17,6 +17,7 @@ from fastvlm_bench.stats import Spread
 from fastvlm_bench.subjects import Subject
 from fastvlm_mlx import __version__
 from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.measurements import parse_report
 
 FORMAT_VERSION = 2
 
@@ -109,13 +110,13 @@ def read_report(file: Path) -> dict[str, Any]:
     """The data of a report that `fastvlm-bench --json` wrote.
 
     Raises:
-        InputError: no such file, no JSON, another format.
+        InputError: no such report, no JSON, another format.
     """
     if not file.is_file():
-        raise InputError(f"{file} doesn't exist; make it with: fastvlm-bench --json {file}")
+        raise InputError(f"{file} isn't a file; make it with: fastvlm-bench --json {file}")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as exc:
         raise InputError(f"{file} isn't JSON ({exc}); make it anew with: fastvlm-bench --json {file}") from None
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION or "summary" not in data:
@@ -124,6 +125,28 @@ def read_report(file: Path) -> dict[str, Any]:
             f"make it anew with: fastvlm-bench --json {file}"
         )
     return dict(data)
+
+
+def read_baseline(file: Path, plan: Plan, image: str) -> dict[str, Any]:
+    """The data of an earlier report that asked the same questions.
+
+    Args:
+        file: that `fastvlm-bench --json` wrote.
+        plan: of the new report.
+        image: its description of the picture.
+
+    Raises:
+        InputError: no such report, or one of other questions.
+    """
+    data = read_report(file)
+    parse_report(data, str(file))  # says what is wrong with it
+    asked = data["plan"]["prompt_tokens"], data["image"]
+    if asked != (plan.prompt_tokens, image):
+        raise InputError(
+            f"{file} was measured with --prompt-tokens {asked[0]} about {asked[1]}, now it is {plan.prompt_tokens} "
+            f"about {image}; measure both alike"
+        )
+    return data
 
 
 def baseline_spreads(data: Mapping[str, Any], figure: str) -> dict[tuple[str, int], Spread]:

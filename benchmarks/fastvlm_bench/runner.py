@@ -22,8 +22,15 @@ STAGES = ("preprocess", "tokenize", "vision", "projector", "prefill", "first_tok
 FIGURES = (*(f"{name}_ms" for name in STAGES), "ttft_ms", "second_ttft_ms", "decode_ms", "wall_ms", "decode_tps")
 
 
+Case = tuple[int, int]  # a model's number, and a side in pixels
+
+
 class Asked(Protocol):
     """A model that is asked about one picture."""
+
+    @property
+    def others_bytes(self) -> int:
+        """Memory that other models hold meanwhile."""
 
     def forget(self) -> None:
         """Make the next question a first one: nothing of earlier ones is kept."""
@@ -85,7 +92,7 @@ class Run:
         decode_ms: from the first token to the last.
         wall_ms: the whole call, measured by the benchmark.
         decode_tps: tokens per second after the first one; 0 for a single token.
-        peak_bytes: most memory that MLX held in the first call, all models that are loaded included.
+        peak_bytes: most memory that MLX held in the first call, without the weights of other models.
         device: what ran which part.
     """
 
@@ -120,6 +127,7 @@ class Summary:
     resolution: int
     image_tokens: int
     prompt_tokens: int
+    generation_tokens: int
     runs: int
     peak_bytes: int
     figures: dict[str, Spread]
@@ -139,19 +147,33 @@ def run_plan(asked: Sequence[Asked], plan: Plan, progress: Callable[[], object] 
     runs = []
     cases = [(number, resolution) for resolution in plan.resolutions for number in range(len(asked))]
     for index in range(plan.warmup + plan.runs):
-        begin = index % len(cases)  # each round begins with another case: none is always the one after the largest
-        for number, resolution in (*cases[begin:], *cases[:begin]):
+        for number, resolution in turn(cases, index):
             runs.append(_measure(asked[number], number, resolution, index, index < plan.warmup))
             progress()
     return tuple(runs)
 
 
+def turn(cases: Sequence[Case], index: int) -> Sequence[Case]:
+    """The order of a round: every second one backwards, each pair beginning with the next case.
+
+    So a case comes as often after its one neighbour as after the other, and none is always the one after the largest.
+    """
+    begin = index // 2 % len(cases)
+    ordered = (*cases[begin:], *cases[:begin])
+    return ordered[::-1] if index % 2 else ordered
+
+
 class Questions:
-    """Two fixed questions about an image, asked greedily and past end-of-sequence; implements `Asked`."""
+    """Two fixed questions about an image, asked greedily and past end-of-sequence; implements `Asked`.
+
+    Attributes:
+        others_bytes: memory of other models that are loaded, too.
+    """
 
     def __init__(self, model: FastVLM, image: ImageInput, plan: Plan) -> None:
         self.model, self.image, self.max_tokens = model, image, plan.max_tokens
         vocabulary = model.config.decoder.vocab_size
+        self.others_bytes = 0
         self.prompts = [prompt_ids(plan.prompt_tokens, vocabulary, asked=number) for number in range(2)]
 
     def forget(self) -> None:
@@ -192,6 +214,7 @@ def summarise(runs: Sequence[Run]) -> tuple[Summary, ...]:
             *case,
             group[0].image_tokens,
             group[0].prompt_tokens,
+            group[0].generation_tokens,
             len(group),
             max(run.peak_bytes for run in group),
             {name: spread([getattr(run, name) for run in group]) for name in FIGURES},
@@ -248,6 +271,7 @@ def _measure(asked: Asked, number: int, resolution: int, index: int, warmup: boo
     result = asked.first(resolution)
     wall = time.perf_counter() - start
     second = asked.second(resolution)
+    asked.forget()  # the next one's memory is its own
     times = result.timings
     stages = {f"{name}_ms": getattr(times, name) * 1e3 for name in STAGES}
     return Run(
@@ -265,6 +289,6 @@ def _measure(asked: Asked, number: int, resolution: int, index: int, warmup: boo
         decode_ms=times.decode * 1e3,
         wall_ms=wall * 1e3,
         decode_tps=result.generation_tps,
-        peak_bytes=result.peak_memory,
+        peak_bytes=result.peak_memory - asked.others_bytes,
         device=result.device,
     )

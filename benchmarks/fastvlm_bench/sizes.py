@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastvlm_mlx.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +33,16 @@ SIZES = {
     "7b": Size(*FASTVITHD, 3584, 18944, 28, 28, 4, 152064, tied=False),
     "tiny": Size((1, 2, 2, 1, 1), (16, 32, 64, 128, 256), 256, 64, 128, 256, 2, 4, 2, 1024),
 }
+
+
+def published_size(config: ModelConfig) -> str | None:
+    """The size whose decoder a model has; None for another one's, and for "tiny", which nobody published.
+
+    The vocabulary isn't looked at: layouts pad it differently.
+    """
+    decoder = config.decoder
+    shape = decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers, decoder.num_attention_heads
+    for name, size in SIZES.items():
+        if name != "tiny" and shape == (size.hidden, size.intermediate, size.blocks, size.heads):
+            return name
+    return None

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fastvlm_bench.layers import Storage, count_parameters, decoder_layers
 from fastvlm_bench.loads import LoadTimes, cold_load, warm_loads
+from fastvlm_bench.memory import check_memory, weights_bytes
 from fastvlm_bench.seeded_model import build, model_config
-from fastvlm_bench.sizes import SIZES
+from fastvlm_bench.sizes import SIZES, published_size
 from fastvlm_mlx import hub
-from fastvlm_mlx.bundle import QUANTIZED_BITS, Bundle
-from fastvlm_mlx.config import ModelConfig
+from fastvlm_mlx.bundle import PACKAGE, QUANTIZED_BITS, Bundle
+from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig
 from fastvlm_mlx.errors import InputError
 
 if TYPE_CHECKING:
+    from fastvlm_bench.runner import Plan
     from fastvlm_mlx.model import FastVLM
 
-UNITS = ("CPU_AND_NE", "ALL", "CPU_AND_GPU", "CPU_ONLY")
+UNITS = ("CPU_AND_NE", "ALL", "CPU_AND_GPU", "CPU_ONLY")  # of Core ML; the usual one first
 PLAIN = "none"  # of --q-bits: as stored
-_WORKING_BYTES = 1.15  # of the weights: what a question needs besides, roughly; a warning that comes late is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,12 @@ class Subject:
 
     Attributes:
         name: the config's.
-        size: of the seeded shapes, or None.
+        size: "0.5b", "1.5b" or "7b" if its decoder has that published shape, seeded or not; else None.
         seeded: random weights: answers mean nothing, times do.
         bits: of the decoder's matrices, quantised when stored or after loading; None where plain.
         precision: how the decoder's weights lie in memory.
         vision: "mlx" or "coreml", as used.
+        compute_units: where Core ML may run; None where it doesn't.
         device: what ran which part.
         weights_bytes: of all weights in memory, as counted from the shapes.
         load: how long loading took.
@@ -85,6 +86,7 @@ class Subject:
     bits: int | None
     precision: str
     vision: str
+    compute_units: str | None
     device: str
     weights_bytes: int
     load: LoadTimes
@@ -95,9 +97,10 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """Such as "seeded 0.5b, 4 bits, coreml"; tells subjects of one report apart."""
+        """Such as "FastVLM-0.5B, 4 bits, vision coreml"; tells subjects of one report apart."""
         bits = f", {self.bits} bits" if self.bits else ""
-        return f"{self.name}{bits}, vision {self.vision}"
+        units = f" {self.compute_units}" if self.compute_units not in (None, UNITS[0]) else ""
+        return f"{self.name}{bits}, vision {self.vision}{units}"
 
 
 def choices(
@@ -115,47 +118,40 @@ def choices(
     return tuple(dict.fromkeys(found))
 
 
-def open_choices(wanted: Sequence[Choice], available: int) -> list[Bundle | ModelConfig]:
-    """The bundles, or the seeded shapes, of choices that fit into memory together; no weights are read.
+def open_choices(wanted: Sequence[Choice], plan: Plan, available: int) -> list[Bundle | ModelConfig]:
+    """The bundles, or the seeded shapes, of choices that can answer and fit into memory together; reads no weights.
 
     Args:
         wanted: the choices.
+        plan: what they will be asked.
         available: bytes of memory that may be used; 0 if unknown, which checks nothing.
 
     Raises:
-        InputError: they don't fit. Others as `fastvlm_mlx.load`.
+        InputError: they don't fit, or a question is longer than a model's context. Others as `fastvlm_mlx.load`.
     """
     sources = [
         model_config(choice.size) if choice.size else Bundle.open(hub.resolve(choice.model)) for choice in wanted
     ]
-    needs = [
-        weights_bytes(source if isinstance(source, ModelConfig) else source.config, choice)
-        for source, choice in zip(sources, wanted, strict=True)
-    ]
-    needed = int(sum(needs) * _WORKING_BYTES)
-    if available and needed > available:
-        parts = f"{len(needs)} models " if len(needs) > 1 else ""
-        raise InputError(
-            f"{parts}need about {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free; "
-            "choose fewer --q-bits, a smaller --size, or measure one model at a time"
-        )
+    configs = [source if isinstance(source, ModelConfig) else source.config for source in sources]
+    for config in configs:
+        _check_length(config, plan)
+    check_memory(configs, wanted, plan, available)
     return sources
 
 
-def weights_bytes(config: ModelConfig, choice: Choice) -> int:
-    """Bytes of a model's weights in memory, counted from its shapes."""
-    import mlx.core as mx
+def _check_length(config: ModelConfig, plan: Plan) -> None:
+    side = max(_sides(config, plan))
+    positions = plan.prompt_tokens + (side // DOWNSAMPLING) ** 2 + plan.max_tokens
+    if positions > config.context_length:
+        raise InputError(
+            f"--prompt-tokens {plan.prompt_tokens}, {(side // DOWNSAMPLING) ** 2} of an image at {side} px and "
+            f"--max-tokens {plan.max_tokens} are {positions} positions; {config.name}'s context is "
+            f"{config.context_length}; choose fewer"
+        )
 
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    plain = Storage("float32" if on_cpu else "bfloat16")
-    stored = config.quantization
-    bits = choice.bits or (stored.bits if stored else None)
-    decoder = plain if on_cpu or not bits else Storage(plain.dtype, bits, stored.group_size if stored else 64)
-    counts = count_parameters(config)
-    # The embedding is a matrix of its own where it isn't the head, which is counted with the layers.
-    rows = config.decoder.vocab_size * (0 if config.decoder.tie_word_embeddings else 1)
-    layers = sum(layer.weight_bytes(decoder) for layer in decoder_layers(config.decoder, 1, 0, rows))
-    return plain.value_bytes(counts.get("vision", 0) + counts["projector"]) + layers
+
+def _sides(config: ModelConfig, plan: Plan) -> tuple[int, ...]:
+    return plan.resolutions or (config.vision.image_size if config.vision else 1024,)
 
 
 def load_subject(choice: Choice, source: Bundle | ModelConfig, measures_load: bool) -> tuple[Subject, FastVLM]:
@@ -164,7 +160,7 @@ def load_subject(choice: Choice, source: Bundle | ModelConfig, measures_load: bo
     Args:
         choice: what was asked for.
         source: of `open_choices`.
-        measures_load: load it three times, once in a process of its own; seeded weights aren't loaded from files.
+        measures_load: load it again, and once in a process of its own; seeded weights aren't loaded from files.
 
     Raises:
         Errors as `fastvlm_mlx.load`.
@@ -177,29 +173,45 @@ def load_subject(choice: Choice, source: Bundle | ModelConfig, measures_load: bo
             "vision": choice.vision,
             "quantize": choice.bits,
             "compute_units": choice.compute_units,
+            # Core ML compiles and loads a function when it is first asked for.
+            "warm": choice.vision != "mlx" and source.has(PACKAGE),
         }
-        cold = cold_load(arguments) if measures_load else None
         warm, model = warm_loads(arguments, repeats=3 if measures_load else 1)
-        load = LoadTimes(cold, warm if measures_load else ())
+        load = LoadTimes(cold_load(arguments), warm) if measures_load else LoadTimes()
     return _describe(choice, model, load), model
 
 
 def _describe(choice: Choice, model: FastVLM, load: LoadTimes) -> Subject:
     from fastvlm_bench.runner import precision
 
-    stored = model.config.quantization
+    config = model.config
+    stored = config.quantization
+    vision = "coreml" if "Core ML" in model.engine.vision.device else "mlx"
     return Subject(
-        name=model.config.name,
-        size=choice.size,
+        name=config.name,
+        size=published_size(config),
         seeded=choice.size is not None,
         bits=choice.bits or (stored.bits if stored else None),
         precision=precision(model, choice.bits),
-        vision="coreml" if "Core ML" in model.engine.vision.device else "mlx",
+        vision=vision,
+        compute_units=choice.compute_units if vision == "coreml" else None,
         device=model.device,
-        weights_bytes=weights_bytes(model.config, choice),
+        weights_bytes=weights_bytes(config, choice),
         load=load,
         identity=model.identity,
-        image_size=model.config.vision.image_size if model.config.vision else None,
-        grid_pinpoints=model.config.grid_pinpoints,
-        patch_merge_type=model.config.patch_merge_type,
+        image_size=config.vision.image_size if config.vision else None,
+        grid_pinpoints=config.grid_pinpoints,
+        patch_merge_type=config.patch_merge_type,
     )
+
+
+def check_resolutions(label: str, model: FastVLM, resolutions: Sequence[int]) -> None:
+    """Raise InputError for sides that a Core ML package lacks: MLX would run them, under Core ML's name."""
+    sizes = getattr(model.engine.vision.encoder, "sizes", None)
+    missing = [side for side in resolutions if sizes is not None and (side, side) not in sizes]
+    if missing:
+        there = ", ".join(str(h) if h == w else f"{h}x{w}" for h, w in sizes or ())
+        raise InputError(
+            f"{label}: the Core ML package takes images of {there} px, not {', '.join(map(str, missing))}; "
+            "choose others with --resolution, or --vision mlx"
+        )

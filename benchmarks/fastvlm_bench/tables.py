@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fastvlm_bench.machine import memory_text
 from fastvlm_bench.report import Report, baseline_runs, baseline_spreads
 from fastvlm_bench.runner import Run, Summary
 from fastvlm_bench.stats import LEAST_RUNS, apart, spread, verdict
@@ -55,7 +56,7 @@ def format_report(report: Report, baseline: Mapping[str, Any] | None = None) -> 
 def _header(report: Report) -> Iterable[str]:
     plan, machine = report.plan, report.machine
     blas = "" if machine.openblas is None else f", {_openblas(machine.openblas)}"
-    memory = f"{machine.memory_bytes / 2**30:.1f} GiB"
+    memory = memory_text(machine.memory_bytes)
     yield f"fastvlm-bench {__version__}: " + "; ".join(_title(subject) for subject in report.subjects)
     yield f"ran on:  {' | '.join(dict.fromkeys(run.device for run in report.runs))}"
     yield f"machine: {machine.cpu}, {machine.cores} cores, {memory}, {machine.platform}"
@@ -145,6 +146,10 @@ def _since(report: Report, baseline: Mapping[str, Any]) -> Iterable[str]:
     there, here = (f"{m['cpu']}, {m['device']}" for m in (baseline["machine"], asdict(report.machine)))
     if there != here:
         yield f"  measured on another machine: {there}"
+    identities = {subject["label"]: subject["identity"] for subject in baseline["subjects"]}
+    for subject in report.subjects:
+        if identities.get(subject.label, subject.identity) != subject.identity:
+            yield f"  {subject.label} had other weights or another encoder then"
     for case in report.summary:
         label = report.subjects[case.subject].label
         old, new = before.get((label, case.resolution)), case.figures["ttft_ms"]

@@ -17,14 +17,17 @@ class Source:
     """Where figures were read.
 
     Attributes:
-        title: what the page is.
+        title: what the page is, and who quotes it if the page itself wasn't read.
         url: where it is.
-        read: the day on which the figures were taken from it.
+        read: the day on which the figures were taken from it; None if they are quoted by others.
     """
 
     title: str
     url: str
-    read: date
+    read: date | None = None
+
+    def __str__(self) -> str:
+        return f"{self.title}, {self.url}" + (f", read {self.read}" if self.read else "")
 
 
 @dataclass(frozen=True, slots=True)

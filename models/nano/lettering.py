@@ -165,6 +165,22 @@ def letters_of(letterings: tuple[Lettering, ...]) -> np.ndarray:
     return letters
 
 
+def inks_of(letterings: tuple[Lettering, ...]) -> np.ndarray:
+    """The colour of the characters whose centres lie in each cell of the 4 x 4 grid.
+
+    Returns:
+        (4, 4) int64: index into COLOURS + 1; 0 for none; -1 where texts of several colours or of one that nobody
+        asks for have theirs.
+    """
+    inks = np.zeros((4, 4), np.int64)
+    for lettering in letterings:
+        known = lettering.colour + 1 or -1
+        for x, y in centres(lettering):
+            cell = min(3, max(0, int(y * 4))), min(3, max(0, int(x * 4)))
+            inks[cell] = known if inks[cell] in (0, known) else -1
+    return inks
+
+
 def _ink(dice: Dice, backdrop: Backdrop) -> tuple[int, Rgb | None, str, Rgb | None]:
     """Colour of the text, its plate's shade and name, its rim's shade: plate or rim wherever it needs one."""
     if dice.chance(0.5 if backdrop.photograph else 0.15):

@@ -12,7 +12,8 @@ from nano.network import NanoVLM
 from nano.targets import IGNORE, Batch, attention_mask
 
 GRID = 4  # cells of a scene per side
-TARGETS = ("background", "shape", "colour", "letters")
+TARGETS = ("background", "shape", "colour", "ninth", "ink", "letters")
+NINTHS = 9  # of a picture, in which its things are said to be
 DENSE_TARGETS = ("shape", "colour", "letter")  # in the order of a scene's dense grid
 
 
@@ -39,6 +40,7 @@ class Heads(nn.Module):
         super().__init__()
         self.background = nn.Linear(features, backgrounds)
         self.shape, self.colour = nn.Linear(features, shapes), nn.Linear(features, colours)
+        self.ninth, self.ink = nn.Linear(features, NINTHS + 1), nn.Linear(features, colours)
         self.letters, self.places = nn.Linear(features, places * letters), places
         self.classes = [shapes, colours, letters]
         self.fine, self.coarse = nn.Linear(maps[0], sum(self.classes)), nn.Linear(maps[1], shapes + colours)
@@ -56,13 +58,16 @@ class Heads(nn.Module):
             "background": self.background(features.mean(1)),
             "shape": self.shape(cells),
             "colour": self.colour(cells),
+            "ninth": self.ninth(cells),
+            "ink": self.ink(cells),
             "letters": self.letters(cells).unflatten(-1, (self.places, -1)),
         }
 
     @property
     def on_features(self) -> Tensor:
         """(K, C) weights of all heads on the features."""
-        return torch.cat([self.background.weight, self.shape.weight, self.colour.weight, self.letters.weight])
+        heads = (self.background, self.shape, self.colour, self.ninth, self.ink, self.letters)
+        return torch.cat([head.weight for head in heads])
 
     def dense(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, C, H, W) of stages 3 and 4 -> logits (B, H, W, K), in the order of `dense_targets`."""
@@ -109,12 +114,14 @@ def head_targets(batch: Batch) -> dict[str, Tensor]:
         "background": torch.where(background < 0, IGNORE, background),
         "shape": batch["cells"][..., 0],
         "colour": batch["cells"][..., 1],
+        "ninth": batch["cells"][..., 2],
+        "ink": batch["inks"],
         "letters": batch["letters"],
     }
 
 
 def head_loss(logits: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Sum of the four cross-entropies.
+    """Sum of the cross-entropies.
 
     A cell that holds something weighs as much as all the empty ones would: most cells are empty, and of their
     places for characters most are, too.

@@ -27,7 +27,7 @@ from nano.backdrops import draw_backdrop  # noqa: E402
 from nano.charts import draw_chart  # noqa: E402
 from nano.dense import dense_of  # noqa: E402
 from nano.dice import Dice  # noqa: E402
-from nano.lettering import draw_lettering, letters_of  # noqa: E402
+from nano.lettering import draw_lettering, inks_of, letters_of  # noqa: E402
 from nano.pages import letters_on  # noqa: E402
 from nano.phrases import Question  # noqa: E402
 from nano.planning import plan_scene  # noqa: E402
@@ -70,11 +70,13 @@ class Scene:
         image: (side, side, 3) uint8, RGB.
         questions: four to eight, of several kinds; none about a page.
         background: index into BACKGROUNDS.
-        cells: (4, 4, 2) int64: shape and colour of what has its centre in the cell, indices + 1; 0 for none.
+        cells: (4, 4, 3) int64: shape, colour and ninth of what has its centre in the cell, indices + 1; 0 for none.
+        inks: (4, 4) int64: colour of the characters whose centres lie in the cell, index into COLOURS + 1; 0 for
+            none, -1 where it isn't one colour, or one that is asked for.
         letters: (4, 4, LETTERS_PER_CELL) int64: characters whose centres lie in the cell, from left to right,
             indices into ALPHABET + 1, then zeros; -1 in cells that several texts of a page share.
         dense: (side // 16, side // 16, 3) int64: what lies at the middle of each position of a finer grid, by
-            row and column: shape, its colour or that of a chart's bar, and letter, indices + 1; 0 for none. A
+            row and column: shape, its colour or that of a chart's bar or a text, and letter, indices + 1; 0 for none. A
             shape fills its disc. A character fills its box, turned with the text; one whose box covers no
             middle is where its own centre lies, unless another's box or a nearer centre is there.
     """
@@ -83,6 +85,7 @@ class Scene:
     questions: tuple[Question, ...]
     background: int
     cells: np.ndarray
+    inks: np.ndarray
     letters: np.ndarray
     dense: np.ndarray
 
@@ -119,7 +122,8 @@ def make_scene(seed: int, split: str = "train", side: int = 256, family: str | N
         draw_thing(picture, thing)
     cells = cells_of(plan.things)
     letters = letters_on(plan.page.words) if plan.page.lines else letters_of(plan.letterings)
-    return Scene(np.array(picture), questions, plan.backdrop.index, cells, letters, dense_of(plan, side))
+    inks = inks_of(plan.letterings)
+    return Scene(np.array(picture), questions, plan.backdrop.index, cells, inks, letters, dense_of(plan, side))
 
 
 def write_scenes(target: Path, split: str, count: int, seed: int = 0, side: int = 256) -> int:

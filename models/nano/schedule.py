@@ -9,7 +9,8 @@ So is the encoder's rate, and the small batch: with 2e-3 and 32 pictures it name
 The decoder wants less. Asked for colours alone, of features that say them, it was at chance (12 %) after 250 steps with
 2e-3 and 5e-3, at 28 % with 5e-4, and at 40 % where its embeddings start five times as large, too. With these, 1e-3 is
 faster still: asked for everything, 45 % of the kinds of shapes instead of 22 % after 200 steps, and 75 % where every
-question weighs the same (`objectives.answer_loss`). It gets far before the encoder has to move with it.
+question weighs the same (`objectives.answer_loss`). It learns fastest while the encoder stands still: 500 steps of
+everything, the encoder at 1e-3, took exact answers from 47 % to 41 %, where as many of the decoder alone add 5 points.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ STAGES = (
     Stage("projector", {"projector": 1e-3, "decoder": 1e-3}, heads=0.0, dense=0.0, answers=True),
     Stage(
         "everything",
-        {"vision": 1e-3, "projector": 1e-3, "decoder": 1e-3, "heads": 1e-3},
+        {"vision": 3e-4, "projector": 5e-4, "decoder": 5e-4, "heads": 3e-4},
         heads=0.5,
         dense=DENSE_BESIDE_ANSWERS,
         answers=True,

@@ -194,9 +194,9 @@ def cells_of(things: tuple[Thing, ...]) -> np.ndarray:
     """Which cell of the 4 x 4 grid holds the centre of what.
 
     Returns:
-        (4, 4, 2) int64: row, column; shape + 1 and colour + 1, or zeros.
+        (4, 4, 3) int64: row, column; shape + 1, colour + 1 and ninth + 1, or zeros.
     """
-    cells = np.zeros((4, 4, 2), np.int64)
+    cells = np.zeros((4, 4, 3), np.int64)
     for thing in things:
-        cells[int(thing.y * 4), int(thing.x * 4)] = thing.shape + 1, thing.colour + 1
+        cells[int(thing.y * 4), int(thing.x * 4)] = thing.shape + 1, thing.colour + 1, thing.ninth + 1
     return cells

@@ -32,6 +32,7 @@ class Scene(Protocol):
     questions: tuple[Question, ...]
     background: int
     cells: np.ndarray
+    inks: np.ndarray
     letters: np.ndarray
     dense: np.ndarray
 
@@ -41,11 +42,12 @@ SceneMaker = Callable[..., Scene]
 
 def stack(scenes: Sequence[Scene]) -> Batch:
     """Pictures (B, 3, S, S) uint8 and the targets of all linear heads."""
-    letters = torch.from_numpy(np.stack([s.letters for s in scenes])).long()
+    letters, inks = (torch.from_numpy(np.stack([getattr(s, n) for s in scenes])).long() for n in ("letters", "inks"))
     return {
         "pixels": torch.from_numpy(np.stack([s.image.transpose(2, 0, 1) for s in scenes])),
         "background": torch.tensor([int(s.background) for s in scenes]),
         "cells": torch.from_numpy(np.stack([s.cells for s in scenes])).long(),
+        "inks": torch.where(inks < 0, IGNORE, inks),
         "letters": torch.where(letters < 0, IGNORE, letters),
         "dense": torch.from_numpy(np.stack([s.dense for s in scenes])).long(),
     }

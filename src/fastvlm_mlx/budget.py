@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from fastvlm_mlx.config import DOWNSAMPLING
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.latency import QUESTION_TOKENS, Latency
-from fastvlm_mlx.measurement_cache import saved_measurements
+from fastvlm_mlx.measurement_cache import save_slowest, saved_measurements, saved_slowest
 from fastvlm_mlx.types import IMAGE_TOKEN_ID
 
 if TYPE_CHECKING:
@@ -18,12 +21,13 @@ if TYPE_CHECKING:
 
 _TIMED = 2  # questions per resolution, after one that isn't timed; the slower one counts
 _PHOTO_SIZE = (1280, 960)  # width, height: decoding and shrinking a photo is part of the time
+_LOG = logging.getLogger("fastvlm_mlx")
 Ask = Callable[[int], float]  # side in pixels -> milliseconds to the first token
 
 
 def check_budget(seconds: float, resolution: int | None) -> None:
     """Raise InputError for a budget out of range, or one beside a resolution that is chosen already."""
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    number = isinstance(seconds, Real) and not isinstance(seconds, bool)  # NumPy's too
     if not (number and math.isfinite(seconds) and seconds > 0):
         raise InputError(f"ttft_budget must be seconds above 0, such as 0.2, got {seconds!r}")
     if resolution is not None:
@@ -35,8 +39,10 @@ def check_budget(seconds: float, resolution: int | None) -> None:
 def apply_budget(model: FastVLM, seconds: float) -> None:
     """Set a model's resolution to the largest one that is within a budget.
 
-    Sizes that `fastvlm-bench` measured of this very model on this machine, or between those, aren't measured again;
-    others are, from the smallest on, until one takes too long. What counts is the slowest measured time.
+    Sizes that `fastvlm-bench` measured of this very model on this machine, or between those, aren't measured again,
+    nor are those that an earlier call measured, which are kept until `fastvlm-bench` measures the same or another
+    version is installed. The others are searched by halves, three questions to a size: five sizes at most of a model
+    of 1024 px. What counts is the slowest measured time. The logger "fastvlm_mlx" says at level INFO what is asked.
 
     Args:
         model: loaded, its resolution the one that it was trained at; it keeps nothing of what it is asked here.
@@ -45,24 +51,37 @@ def apply_budget(model: FastVLM, seconds: float) -> None:
     Raises:
         InputError: no resolution is within it, or the model has no vision weights.
     """
-    sides = _sides(model)
-    curve = _known_latency(model)
-    estimates = {side: curve.estimate(side, QUESTION_TOKENS) for side in sides}
-    known = {side: found.ttft.high for side, found in estimates.items() if found}
+    sides, ask = _sides(model), _asker(model)
+
+    def measure(side: int) -> float:
+        _LOG.info("ttft_budget: asking %d questions at %d px", 1 + _TIMED, side)
+        slowest_ms = slow_end(ask, side)
+        _LOG.info("ttft_budget: %d px takes up to %.3g s", side, slowest_ms / 1e3)
+        # Each at once, under the model's name by now: Core ML may have failed at the question, and MLX answered.
+        save_slowest(model.identity, {side: slowest_ms})
+        return slowest_ms
+
     try:
-        model.resolution = largest_within(seconds * 1e3, sides, known, _asker(model))
+        model.resolution = largest_within(float(seconds) * 1e3, sides, _known(model, sides), measure)
     finally:
         model.clear_cache()
+    _LOG.info("ttft_budget: %d px is the largest within %.3g s", model.resolution, seconds)
 
 
-def largest_within(budget_ms: float, sides: Sequence[int], known: Mapping[int, float], ask: Ask) -> int:
-    """The largest side whose time is within a budget.
+def slow_end(ask: Ask, side: int) -> float:
+    """The slower of two questions, in milliseconds, after one that isn't timed."""
+    ask(side)
+    return max(ask(side) for _ in range(_TIMED))
+
+
+def largest_within(budget_ms: float, sides: Sequence[int], known: Mapping[int, float], measure: Ask) -> int:
+    """The largest side whose time is within a budget, by halves: a larger side takes longer.
 
     Args:
         budget_ms: what a first token may take.
         sides: to choose from, in pixels, ascending.
-        known: milliseconds of sides that needn't be measured.
-        ask: measures one question.
+        known: milliseconds of those sides that needn't be measured.
+        measure: milliseconds that a side takes at most.
 
     Raises:
         InputError: none is; says the least time that was found.
@@ -70,14 +89,15 @@ def largest_within(budget_ms: float, sides: Sequence[int], known: Mapping[int, f
     best = max((side for side, ms in known.items() if ms <= budget_ms), default=0)
     too_slow = min((side for side in known if side > best), default=math.inf)
     found = dict(known)
-    for side in sides:
-        if not best < side < too_slow:
-            continue
-        ask(side)
-        found[side] = max(ask(side) for _ in range(_TIMED))
-        if found[side] > budget_ms:
-            break
-        best = side
+    between = [side for side in sides if best < side < too_slow]
+    while between:
+        half = (len(between) - 1) // 2  # of two the smaller one, which takes less long
+        side = between[half]
+        found[side] = measure(side)
+        if found[side] <= budget_ms:
+            best, between = side, between[half + 1 :]
+        else:
+            between = between[:half]
     if not best:
         least = min(found, key=lambda side: found[side])
         raise InputError(
@@ -106,32 +126,38 @@ def _sides(model: FastVLM) -> list[int]:
     return sides
 
 
-def _known_latency(model: FastVLM) -> Latency:
-    """What was measured of this model: the same weights in the same types, by the same encoder."""
-    return Latency(
+def _known(model: FastVLM, sides: Sequence[int]) -> dict[int, float]:
+    """Slowest milliseconds by side, of this model: the same weights in the same types, by the same encoder.
+
+    Ten runs of `fastvlm-bench` count before two of an earlier load, and those before what lies between other sides.
+    """
+    curve = Latency(
         point
         for report in saved_measurements()
         for subject, points in zip(report.subjects, report.points, strict=True)
         if subject.identity == model.identity
         for point in points
     )
+    estimates = {side: found for side in sides if (found := curve.estimate(side, QUESTION_TOKENS))}
+    known = {side: found.ttft.high for side, found in estimates.items()}
+    kept = saved_slowest(model.identity)
+    asked = {side: kept[side] for side in sides if side in kept}
+    return known | asked | {side: known[side] for side, found in estimates.items() if found.measured}
 
 
 def _asker(model: FastVLM) -> Ask:
     """Ask a question that nothing is known of: a short one about a photo."""
-    photo = _photo()
     ids = [IMAGE_TOKEN_ID, *(token % model.config.decoder.vocab_size for token in range(QUESTION_TOKENS))]
 
     def ask(side: int) -> float:
-        model.engine.prefixes.clear()
-        model.engine.vision.cache.clear()
-        # As an open file: a path or bytes would be known again before they are decoded.
-        answer = model.generate(io.BytesIO(photo), ids, resolution=side, max_tokens=1, ignore_eos=True)
+        model.engine.forget()  # a file that is known again isn't decoded first
+        answer = model.generate(_photo(), ids, resolution=side, max_tokens=1, ignore_eos=True)
         return answer.timings.ttft * 1e3
 
     return ask
 
 
+@cache
 def _photo() -> bytes:
     """A JPEG file of soft patches of colour."""
     import numpy as np

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from fastvlm_mlx.config import DOWNSAMPLING
@@ -70,13 +70,18 @@ class Latency:
     Outside of what was measured nothing is said.
 
     Args:
-        points: of `fastvlm-bench`; a later one replaces an earlier one of the same question.
+        points: of `fastvlm-bench`; a later one replaces an earlier one of the same question, whose memory stays known
+            where the later one doesn't say.
     """
 
     def __init__(self, points: Iterable[Point]) -> None:
         # A square picture's; of tiles only the model's own grid would tell what they are.
         plain = [p for p in points if p.image_tokens == (p.resolution // DOWNSAMPLING) ** 2]
-        self._points = {(p.resolution, p.text_tokens): p for p in plain}
+        self._points: dict[tuple[int, int], Point] = {}
+        for p in plain:
+            before = self._points.get((p.resolution, p.text_tokens))
+            known = before.peak_bytes if before and p.peak_bytes is None else p.peak_bytes
+            self._points[p.resolution, p.text_tokens] = replace(p, peak_bytes=known)
         self._vision = {p.image_tokens: p.vision for p in plain}
         self._prefill = {p.positions: p.prefill for p in plain}
         self._rest = {p.image_tokens: p.ttft - p.vision - p.prefill for p in plain}

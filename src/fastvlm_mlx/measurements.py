@@ -50,7 +50,8 @@ class Point:
         ttft: from the call to the first token.
         vision: FastViTHD's part of that.
         prefill: the decoder's.
-        peak_bytes: most memory that MLX held; None where the report doesn't say.
+        peak_bytes: most memory that MLX held; None where the report doesn't say, as of models that were loaded
+            together.
     """
 
     resolution: int
@@ -227,13 +228,14 @@ def _pair(value: object) -> tuple[int, int]:
     raise InputError(f"a report's grid_pinpoints are pairs of pixels, found {value!r}; measure again")
 
 
-def _peaks(report: _Table) -> dict[tuple[int, int], int]:
-    """The most memory of any run, by subject and resolution."""
-    peaks: dict[tuple[int, int], int] = {}
+def _peaks(report: _Table) -> dict[tuple[int, int], int | None]:
+    """The most memory of any run, by subject and resolution; None if a run doesn't say, as its own may be the most."""
+    peaks: dict[tuple[int, int], int | None] = {}
     for run in report.tables("runs"):
-        if run.has("peak_bytes"):
-            key = run.whole("subject"), run.whole("resolution")
-            peaks[key] = max(peaks.get(key, 0), run.whole("peak_bytes"))
+        key = run.whole("subject"), run.whole("resolution")
+        peak = run.whole("peak_bytes") if run.has("peak_bytes") else None
+        before = peaks.get(key, 0)
+        peaks[key] = None if peak is None or before is None else max(before, peak)
     return peaks
 
 

@@ -28,7 +28,9 @@ def make_ready(
         if unpack:
             unpack_quantized(module)
         module.eval()
-        mx.eval(module.parameters())
+        # One after the other: a quantised 7B model needs no more memory than its largest matrix besides itself.
+        for _, layer in module.named_modules():
+            mx.eval([value for value in layer.values() if isinstance(value, mx.array)])
 
 
 def _divides(_: str, layer: nn.Module) -> bool:

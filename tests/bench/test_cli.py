@@ -14,7 +14,7 @@ from PIL import Image
 from fastvlm_bench.cli import main
 
 FEW = ["--runs", "1", "--warmup", "0", "--max-tokens", "2", "--no-load", "--no-roofline"]
-HEAVY = ("mlx", "mlx_lm", "numpy", "PIL", "transformers", "torch")
+HEAVY = ("mlx", "mlx_lm", "numpy", "PIL", "matplotlib", "transformers", "torch")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_resolutions_to_table_and_json(capsys, tiny, tmp_path):
         "prompt_tokens": 24,
         "max_tokens": 4,
     }
-    assert [run["resolution"] for run in data["runs"]] == [64, 128, 128, 64] * 2
+    assert [run["resolution"] for run in data["runs"]] == [64, 128, 128, 64, 128, 64, 64, 128]
     assert [run["warmup"] for run in data["runs"]] == [True] * 2 + [False] * 6
     assert all(run["vision_ms"] > 0 for run in data["runs"]), "every run is a first question"
     for summary, row in zip(data["summary"], table[1:], strict=True):
@@ -73,7 +73,7 @@ def test_seeded_shapes_at_several_widths_beside_each_other(capsys, tmp_path):
     assert "TTFT by that of seeded tiny, vision mlx, of the same round" in out
     assert "share of this machine's limit" not in out
     data = json.loads((tmp_path / "a.json").read_text())
-    assert [(s["size"], s["bits"]) for s in data["subjects"]] == [("tiny", None), ("tiny", 4)]
+    assert [(s["seeded"], s["bits"]) for s in data["subjects"]] == [(True, None), (True, 4)]
     assert data["peaks"] is None
     assert main([*argv, "--baseline", str(tmp_path / "a.json")]) == 0
     assert "  64: seeded tiny, 4 bits, vision mlx" in capsys.readouterr().out.split("TTFT beside that of")[1]
@@ -84,7 +84,7 @@ def test_a_model_that_does_not_fit_is_not_loaded(capsys, monkeypatch):
     assert main(["--size", "7b", "--resolution", "256"]) == 2
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
-    assert "GiB of memory and 4.0 GiB are free" in err
+    assert "GiB of memory and 4.0 GiB can be used" in err
 
 
 def test_the_embedded_default_needs_no_argument_but_the_resolution(capsys):
@@ -117,17 +117,19 @@ def test_a_photo_of_the_users_and_quantised_weights(capsys, tiny, tmp_path):
         (["--q-bits", "4,4"], "each once, got '4,4'"),
         (["--vision", "abacus"], "--vision must be of auto, mlx, coreml"),
         (["--compute-units", "GPU"], "--compute-units must be of CPU_AND_NE"),
-        (["--baseline", "nowhere.json"], "nowhere.json doesn't exist"),
+        (["--baseline", "nowhere.json"], "nowhere.json isn't a file"),
+        (["--size", ""], "--size must be a list"),
+        (["--json", "pyproject.toml/r.json"], "is no folder; name another file"),
         (["--csv", "."], "--csv . is a folder"),
         (["--model", "no-such-model"], "no-such-model"),
         (["--model", "./nowhere"], "nowhere"),
         (["--image", "nowhere.jpg"], "nowhere.jpg doesn't exist"),
         (["--json", "."], "is a folder"),
-        (["--resolution", "64", "--prompt-tokens", "9000"], "context is 8192"),
+        (["--resolution", "64", "--prompt-tokens", "1000000000"], "tiny's context is 8192"),
     ],
 )
 def test_bad_input_is_one_sentence(capsys, tiny, argv, part):
-    given = argv if "--model" in argv else ["--model", tiny, *argv]
+    given = argv if {"--model", "--size"} & set(argv) else ["--model", tiny, *argv]
     assert main(given) == 2
     out, err = capsys.readouterr()
     assert out == ""

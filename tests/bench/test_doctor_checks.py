@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
-import shutil
-
 import numpy as np
 import pytest
 
+from fastvlm_bench import machine as bench_machine
 from fastvlm_bench.doctor import machine as machine_check
 from fastvlm_bench.doctor.check import Table
-from fastvlm_bench.doctor.coreml_side import Apple, Measured, Row, check_core_ml, measure_all
+from fastvlm_bench.doctor.coreml_side import (
+    Measured,
+    Row,
+)
 from fastvlm_bench.doctor.mac import Mac, describe_mac
 from fastvlm_bench.doctor.machine import check_macos, check_versions
 from fastvlm_bench.doctor.mlx_checks import check_answer, check_encoder, check_products, judge_products
 from fastvlm_bench.doctor.mlx_side import Answers, Encoded, MlxState, answer, encode, reference
-from fastvlm_bench.doctor.model import check_model
 from fastvlm_bench.doctor.parity import check_parity, relative_l2
 from fastvlm_bench.doctor.placement import judge_placement
 from fastvlm_bench.doctor.plan import Plan, sample_pixels
 from fastvlm_bench.doctor.worker import WorkError
+from fastvlm_bench.machine import Machine
 from fastvlm_mlx.bundle import Bundle
-from fastvlm_mlx.vision.compute_plan import PlacedOp, Placement, open_plan
-from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS, AppleRuntime
+from fastvlm_mlx.vision.compute_plan import PlacedOp, Placement
+from support.doctor import Told
 
 SIZE = (64, 128)
 
@@ -80,46 +79,6 @@ def test_versions(monkeypatch):
     )
 
 
-def test_a_damaged_file_is_found_whatever_its_date(bundle, tmp_path):
-    folder = shutil.copytree(bundle("tiny"), tmp_path / "tiny")
-    found, opened = check_model(folder)
-    assert (found.status, opened.path) == ("ok", folder)
-    assert found.data["source"]["layout"] == "llava"
-    path = folder / "vision.safetensors"
-    stat = path.stat()
-    with path.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        last = file.read(1)
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([last[0] ^ 1]))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    Bundle.open(folder)  # size and date are what they were
-    found, opened = check_model(folder)
-    assert opened
-    assert len(found.failures) == 1
-    assert found.failures[0].startswith(f"{path} is damaged: its SHA-256 is ")
-    (folder / "decoder.safetensors").unlink()
-    found, opened = check_model(folder)
-    assert opened is None
-    assert "decoder.safetensors is missing" in found.failures[0]
-
-
-def test_gates_that_failed_at_conversion(bundle, tmp_path):
-    folder = shutil.copytree(bundle("tiny"), tmp_path / "tiny")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    gate = {"reference": "", "picture": "1", "relative_l2": 1.0, "max_abs": 1.0, "gate": 5e-3, "first_overflow": None}
-    checks = [
-        gate | {"function": f"r{px}", "executor": "checker, float16", "passed": px == 64} for px in (64, 128, 192)
-    ]
-    manifest["coreml"] = {"calibration": "", "exponents": {}, "headroom": {}, "checks": checks}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    found, _ = check_model(folder)
-    assert found.failures == (
-        "the Core ML package failed gates when it was made (r128, checker, float16; r192, checker, float16); "
-        "convert again",
-    )
-
-
 def test_products():
     right = {"float32": 1e-3, "bfloat16": 1e-2, "4 bits": 1e-3}
     assert judge_products(right) == []
@@ -133,17 +92,6 @@ def test_products_that_are_no_number():
     found = check_products(Told(multiply={"float32": float("nan"), "bfloat16": 0.0, "4 bits": 0.0}))
     assert found.status == "failed"
     assert found.data["matmul"]["float32"] is None, "JSON has no NaN"
-
-
-class Told:
-    """A worker that says what it was told to."""
-
-    def __init__(self, **answers):
-        self._answers = answers
-
-    def do(self, function, *args, **kwargs):
-        found = self._answers[function.__name__]
-        return found(*args, **kwargs) if callable(found) else found
 
 
 def test_a_gpu_is_compared_with_the_cpu(bundle):
@@ -200,51 +148,10 @@ def row(units, *times_ms, size=SIZE, features=None):
     return Row(size, units, Measured(1.5, 0.25, 30.0, times_ms, np.zeros((2, 4)) if features is None else features))
 
 
-def test_whatever_is_raised_becomes_a_row():
-    def measure(size, units, runs, seconds):
-        if units == "ALL":
-            raise ValueError("odd")
-        return (size, units, runs, seconds)
-
-    rows = measure_all(Told(measure=measure), [(64, 64), SIZE], Plan(runs=3, seconds=4.0))
-    assert [(row.size, row.units) for row in rows] == [(s, u) for s in ((64, 64), SIZE) for u in COMPUTE_UNITS]
-    assert {row.error for row in rows if row.units == "ALL"} == {"odd (ValueError)"}
-    assert rows[0].measured == ((64, 64), "CPU_AND_NE", 3, 4.0)
-
-
-def test_a_worker_can_be_told_of_core_ml_itself():
-    found = pickle.loads(pickle.dumps(Apple()))
-    assert (found.make_runtime, found.open_plan) == (AppleRuntime, open_plan)
-
-
-def test_core_mls_times():
-    rows = [
-        row("CPU_AND_NE", 5.0, 1.0, 3.0),
-        Row(SIZE, "ALL", None, "boom"),
-        Row((64, 64), "ALL", None, "boom"),
-        row("CPU_ONLY", 4.0),
-    ]
-    found = check_core_ml(rows, ["a note"])
-    assert found.failures == ("64x128 px on ALL, 64 px on ALL: boom",)
-    assert found.table.rows == (
-        ("64x128", "CPU_AND_NE", "1.50", "0.25", "30.0", "3.0 (1.0-5.0)", "3"),
-        ("64x128", "ALL", "failed", "", "", "", ""),
-        ("64", "ALL", "failed", "", "", "", ""),
-        ("64x128", "CPU_ONLY", "1.50", "0.25", "30.0", "4.0 (4.0-4.0)", "1"),
-    )
-    assert found.notes == ("a note",)
-    json.dumps(found.to_dict())
-
-
-@pytest.mark.parametrize(
-    ("engine", "processor", "slow"),
-    [(31.0, 20.0, True), (29.0, 20.0, False), (6.0, 1.5, False), (7.0, 1.5, True), (5.0, 90.0, False)],
-)
-def test_a_neural_engine_slower_than_the_cpu(engine, processor, slow):
-    """By half as much again, and by more than 5 ms."""
-    failures = check_core_ml([row("CPU_AND_NE", engine), row("CPU_ONLY", processor)]).failures
-    assert bool(failures) == slow
-    assert all("64x128 px: CPU_AND_NE takes" in text for text in failures)
+def test_a_machine_of_unknown_memory(monkeypatch):
+    made = Machine("OS", "chip", 4, 0, "cpu: chip", "3.13", "0.32", None)
+    monkeypatch.setattr(bench_machine, "describe_machine", lambda: made)
+    assert machine_check.check_machine().notes[0] == "chip, 4 cores, memory unknown"
 
 
 def test_parity():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastvlm_bench import front
 from fastvlm_bench.front import (
     Budget,
     Choice,
@@ -11,8 +12,11 @@ from fastvlm_bench.front import (
     candidates,
     judge,
     published_accuracy,
+    runs_grids,
     trained_side,
 )
+from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.image import check_view
 from fastvlm_mlx.latency import Estimate, Grid, latencies
 from fastvlm_mlx.measurements import Subject, Times, parse_report
 from support.reports import point, report, subject
@@ -77,11 +81,17 @@ def test_equals():
 
 def test_the_figures_that_are_published():
     exact, bounds = published_accuracy(choice("1.5b", None, 1024)), published_accuracy(choice("1.5b", 8, 1024))
-    assert (exact[0].model, exact[1]) == ("FastVLM-1.5B", True)
-    assert (bounds[0].model, bounds[1]) == ("FastVLM-1.5B", False)
-    assert published_accuracy(choice("7b", None, 960))[1] is False
+    assert (exact.entry.model, exact.exact) == ("FastVLM-1.5B", True)
+    assert (bounds.entry.model, bounds.exact, bounds.own) == ("FastVLM-1.5B", False, True)
+    assert published_accuracy(choice("7b", None, 960)).exact is False
     for unknown in (choice(side=1088), choice(side=1024, grid=GRID), mine(side=1024)):
         assert published_accuracy(unknown) is None
+
+
+def test_random_weights_have_no_published_figures_of_their_own():
+    seeded = Subject("seeded 0.5b", "0.5b", True, None, "bfloat16", "mlx", "MLX")
+    known = published_accuracy(Choice(seeded, 1024, None, choice().estimate))
+    assert (known.entry.model, known.bound, known.own, known.exact) == ("FastVLM-0.5B", False, False, False)
 
 
 def reasons(choices, budget=Budget(200)):  # noqa: B008 (frozen)
@@ -143,7 +153,7 @@ def test_the_budget_is_kept_to_its_edge():
     assert reasons([choice(ms=150, high=200)]) == {"0.5B, unquantised, mlx, 512 px": None}
     assert Budget(200, 10**9).reason_against(choice(peak=10**9).estimate) is None
     assert Budget(200, 10**9).reason_against(choice(peak=10**9 + 1).estimate) == "over the memory budget"
-    assert Budget(200, 10**9).reason_against(choice(peak=None).estimate) == "its memory wasn't measured"
+    assert Budget(200, 10**9).reason_against(choice(peak=None).estimate) == "its memory wasn't measured alone"
     assert Budget(200).reason_against(choice(peak=None).estimate) is None
 
 
@@ -180,7 +190,22 @@ def test_memory_counts_between_too():
     assert (448, "") not in offered(89, points=points, memory=10**9 - 1)
 
 
-def test_grids_are_offered_where_the_config_has_them():
+def test_grids_are_not_offered_before_fastvlm_runs_them():
+    pinpoints = subject(size=None, image_size=64, grid_pinpoints=[[128, 64]])
+    points = [point(0, 64, 10, 25), point(0, 192, 50, 33)]
+    assert offered(1000, pinpoints, points) == {(64, ""): True, (192, ""): True}
+
+
+def test_fastvlm_says_whether_it_runs_them():
+    if runs_grids():
+        check_view(64, "anyres")
+    else:
+        with pytest.raises(InputError, match="aspect"):
+            check_view(64, "anyres")
+
+
+def test_grids_are_offered_where_the_config_has_them(monkeypatch):
+    monkeypatch.setattr(front, "ASPECTS", ("pad", "anyres"))
     pinpoints = subject(size=None, image_size=64, grid_pinpoints=[[128, 64], [192, 192]])
     points = [point(0, 64, 10, 25), point(0, 192, 50, 33)]
     # 2 x 1 tiles: 27 positions; 3 x 3: 34, and 33 were measured.

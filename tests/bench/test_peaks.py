@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+import mlx.core as mx
+import numpy as np
 import pytest
 
+from fastvlm_bench import peaks
 from fastvlm_bench.layers import Storage
 from fastvlm_bench.peaks import PLAIN, Peaks, best_rate, measure_peaks
 from fastvlm_mlx.errors import InputError
@@ -70,6 +73,78 @@ def test_this_machine():
     assert all(rate > 0 for rate in found.matmul_flops.values())
     assert found.bandwidth > 0
     assert Peaks(**json.loads(json.dumps(asdict(found)))) == found
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """What each call of `mx.eval` was given; it still computes."""
+    calls, compute = [], mx.eval
+
+    def evaluate(*arrays):
+        calls.append(arrays)
+        compute(*arrays)
+
+    monkeypatch.setattr(mx, "eval", evaluate)
+    return calls
+
+
+def as_numpy(array):
+    return np.array(array.astype(mx.float32), np.float64)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_each_run_computes_a_product(evaluated, dtype, tolerance):
+    run, work = peaks._matmul(Storage(dtype), 64)
+    ((left, right),) = evaluated
+    assert str(left.dtype) == str(right.dtype) == f"mlx.core.{dtype}"
+    assert as_numpy(left).std() > 0.2, "uniform in [0, 1): 0.29"
+    assert work == 2 * 64 * 64 * 64
+    for runs in (1, 2):
+        run()
+        assert len(evaluated) == 1 + runs
+        (product,) = evaluated[-1]
+        np.testing.assert_allclose(as_numpy(product), as_numpy(left) @ as_numpy(right), rtol=tolerance)
+    assert evaluated[1][0] is not evaluated[2][0], "what is kept would cost nothing"
+
+
+def test_each_run_computes_a_product_with_packed_weights(evaluated):
+    run, work = peaks._matmul(Storage("float32", bits=4), 64)
+    ((left, *packed),) = evaluated
+    run()
+    (product,) = evaluated[1]
+    right = mx.dequantize(*packed, group_size=64, bits=4)
+    np.testing.assert_allclose(as_numpy(product), as_numpy(left) @ as_numpy(right).T, rtol=1e-5)
+    assert work == 2 * 64 * 64 * 64
+
+
+def test_each_pass_adds_one_in_place(evaluated):
+    job = peaks._in_place(1 << 22)
+    run, work = job(3)
+    assert work == 3 * 2 * 2**22  # each pass reads it and writes it
+    run()
+    run()
+    assert [np.unique(as_numpy(array)).tolist() for (array,) in evaluated] == [[4.0], [7.0]]
+    assert evaluated[0][0].nbytes == 2**22
+    evaluated.clear()  # nobody else holds it from here on
+    run, _ = job(64)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    run()
+    assert mx.get_peak_memory() - before < 2**22, "a second array would be traffic that isn't counted"
+    assert np.unique(as_numpy(evaluated[0][0])).tolist() == [71.0]
+
+
+def test_each_pass_multiplies_by_the_matrix(evaluated):
+    job = peaks._reading(1 << 20)
+    ((matrix,),) = evaluated
+    assert matrix.nbytes == 2**20
+    for passes in (1, 5):
+        run, work = job(passes)
+        assert work == passes * 2**20
+        run()
+        (vector,) = evaluated[-1]
+        assert vector.shape == (512, 1)
+        np.testing.assert_allclose(as_numpy(vector), 2.0**passes, rtol=1e-4)
 
 
 def test_the_same_kind_is_measured_once():

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fastvlm_bench import front
 from fastvlm_bench.cli import main
 from fastvlm_bench.planner import parse_memory, parse_time
 from fastvlm_mlx.errors import InputError
@@ -79,7 +80,7 @@ def test_the_front(capsys, saved):
         "decoder bits vision px grid TTFT ms low-high how memory MB TextVQA DocVQA ChartQA MMMU OCRBench SeedBench-Img",
         "0.5B 4 mlx 256 - 55.0 50.0-60.0 measured 1000 <=64.5 <=82.5 <=76.0 <=33.9 <=63.9 <=71.0",
         "0.5B 4 mlx 1024 - 170.0 160.0-180.0 measured 1500 <=64.5 <=82.5 <=76.0 <=33.9 <=63.9 <=71.0",
-        "0.5B seeded full mlx 1024 - 175.0 170.0-180.0 measured 2000 64.5 82.5 76.0 33.9 63.9 71.0",
+        "0.5B seeded full mlx 1024 - 175.0 170.0-180.0 measured 2000 (64.5) (82.5) (76.0) (33.9) (63.9) (71.0)",
     ]
     header, _, notes = out.split("\n\n")
     assert "TTFT within 200 ms; questions of 24 text tokens" in header
@@ -88,7 +89,17 @@ def test_the_front(capsys, saved):
     assert "https://huggingface.co/apple/FastVLM-0.5B, read 2026-11-21" in notes
     assert "FastVLM-7B" not in notes
     assert "Vicuna-7B, trained as LLaVA-1.5, 256 px: GQA 60.6" in notes
+    assert "as quoted in public summaries of the paper, https://arxiv.org/abs/2412.13303)" in notes
     assert "random weights" in notes
+    assert "(in brackets) of the published weights of that shape; the row's own are random" in notes
+
+
+def test_real_weights_need_no_brackets(capsys, saved):
+    assert main(["plan", "--ttft", "200ms", "--from", saved(SUBJECTS[:1], POINTS[:2])]) == 0
+    out = capsys.readouterr().out
+    assert "<=64.5" in out
+    assert "in brackets" not in out
+    assert "random" not in out
 
 
 def test_all_of_them_with_the_reasons(capsys, saved):
@@ -119,9 +130,10 @@ def test_json(capsys, saved, tmp_path):
     assert [c["front"] for c in data["choices"]] == [True, True, True, False]
     assert [c["reason"] for c in data["choices"]] == [None, None, None, "over the TTFT budget"]
     seeded = data["choices"][2]
-    assert seeded["accuracy"]["exact"] is True
+    assert (seeded["accuracy"]["exact"], seeded["accuracy"]["own"]) == (False, False), "its weights are random"
     assert seeded["accuracy"]["scores"]["DocVQA"] == 82.5
-    assert data["choices"][0]["accuracy"]["exact"] is False
+    first = data["choices"][0]["accuracy"]
+    assert (first["exact"], first["own"]) == (False, True), "of fewer bits"
     assert seeded["ttft_ms"] == {"median": 175, "low": 170, "high": 180}
     assert (seeded["decoder"], seeded["bits"], seeded["resolution"], seeded["grid"]) == ("0.5B", None, 1024, None)
     assert [entry["source"]["read"] for entry in data["accuracies"]] == ["2026-11-21", "2026-11-21"]
@@ -137,15 +149,28 @@ def test_a_model_of_ones_own_has_no_published_accuracy(capsys, saved, tmp_path):
 
 
 def test_nothing_is_within_the_budget(capsys, saved):
-    assert main(["plan", "--ttft", "59ms", "--from", saved()]) == 2
+    assert main(["plan", "--ttft", "59ms", "--from", saved()]) == 1, "the input is fine"
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("fastvlm-bench plan: error: no choice is within the budget: the least TTFT is 60.0 ms")
     assert "(0.5B, 4 bits, mlx, 256 px); raise --ttft, or measure" in err
-    assert main(["plan", "--ttft", "59ms", "--memory", "1MB", "--from", saved(), "--all"]) == 2
+    assert main(["plan", "--ttft", "59ms", "--memory", "1MB", "--from", saved(), "--all"]) == 1
     out, err = capsys.readouterr()
     assert len(rows(out)) == 5
     assert "raise --ttft or --memory" in err
+
+
+def test_memory_of_models_that_were_loaded_together(capsys, saved):
+    together = [point(0, 256, 20, 30, peak_bytes=None), point(0, 1024, 100, 60), point(1, 256, 20, 200)]
+    path = saved(SUBJECTS[:2], together)
+    assert main(["plan", "--ttft", "1s", "--from", path]) == 0
+    assert " - 50.0 50.0-50.0 measured - <=64.5" in rows(capsys.readouterr().out)[1]
+    assert main(["plan", "--ttft", "1s", "--memory", "8GB", "--from", path, "--all"]) == 0
+    out = capsys.readouterr().out
+    assert rows(out)[1].endswith("its memory wasn't measured alone")
+    assert "left out:   1 whose memory wasn't measured alone; measure one model at a time" in out
+    assert main(["plan", "--ttft", "51ms", "--memory", "8GB", "--from", path]) == 1
+    assert "1 would be in time, but their memory wasn't measured alone" in capsys.readouterr().err
 
 
 def test_nothing_was_measured_here(capsys):
@@ -201,7 +226,19 @@ def test_no_question_of_that_length(capsys, saved):
     assert "questions of 5000 text tokens; choose another --prompt-tokens" in capsys.readouterr().err
 
 
-def test_grids(capsys, saved):
+def test_grids_that_cannot_be_run_yet(capsys, saved):
+    tiled = [subject(None, name=name, image_size=64, grid_pinpoints=[[128, 64]]) for name in ("one", "two")]
+    points = [point(index, side, 10, side) for index in (0, 1) for side in (64, 192)]
+    assert main(["plan", "--ttft", "1s", "--from", saved(tiled, points), "--all"]) == 0
+    out = capsys.readouterr().out
+    assert {row.split(" ")[4] for row in rows(out)[1:]} == {"-"}
+    assert out.count("grids aren't run by this version") == 1
+    assert "left out:   pictures in tiles (AnyRes): grids aren't run by this version" in out
+    assert out.count("left out") == 1
+
+
+def test_grids(capsys, saved, monkeypatch):
+    monkeypatch.setattr(front, "ASPECTS", ("pad", "anyres"))
     tiled = subject(None, image_size=64, grid_pinpoints=[[128, 64], [192, 192]], patch_merge_type="flat")
     points = [point(0, 64, 10, 25, rest=1), point(0, 192, 50, 33, rest=1)]
     assert main(["plan", "--ttft", "1s", "--from", saved([tiled], points)]) == 0
@@ -209,6 +246,7 @@ def test_grids(capsys, saved):
     # 3 pictures of 64 px and 27 positions.
     assert "mine full mlx 64 2x1 60.0 60.0-60.0 interpolated -" in rows(out)
     assert "in 3x3 tiles: takes 34 positions at 64 px, measured are up to 33" in out
+    assert "aren't run" not in out
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from fastvlm_bench.loads import LoadTimes
 from fastvlm_bench.machine import Machine
 from fastvlm_bench.peaks import Peaks
-from fastvlm_bench.report import Report, StageLimit, read_report, to_csv, to_data, to_json
+from fastvlm_bench.report import Report, StageLimit, read_baseline, to_csv, to_data, to_json
 from fastvlm_bench.runner import Plan, Run
 from fastvlm_bench.subjects import Subject
 from fastvlm_bench.tables import format_report
@@ -37,6 +37,7 @@ SUBJECT = Subject(
     bits=None,
     precision="float32",
     vision="mlx",
+    compute_units=None,
     device="vision: MLX (cpu), decoder: MLX (cpu)",
     weights_bytes=4000,
     load=LoadTimes(900.0, (30.0, 50.0)),
@@ -234,19 +235,25 @@ def test_csv_has_a_line_for_each_run(two):
     assert lines[0]["warmup"] == "True"
 
 
-def test_a_report_can_be_read_again(report, tmp_path):
+def test_a_baseline_asked_the_same(report, tmp_path):
     file = tmp_path / "r.json"
     file.write_text(to_json(report))
-    assert read_report(file) == json.loads(json.dumps(to_data(report)))
+    assert read_baseline(file, report.plan, "synthetic photo") == json.loads(json.dumps(to_data(report)))
+    with pytest.raises(InputError, match="--prompt-tokens 24 about synthetic photo, now it is 30 about"):
+        read_baseline(file, dataclasses.replace(report.plan, prompt_tokens=30), "synthetic photo")
+    with pytest.raises(InputError, match=r"now it is 24 about mine\.jpg"):
+        read_baseline(file, report.plan, "mine.jpg")
 
 
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        (None, "doesn't exist; make it with: fastvlm-bench --json"),
+        (None, "isn't a file; make it with: fastvlm-bench --json"),
         ("{", "isn't JSON"),
         ("[]", "format_version 2, it has None"),
-        ('{"format_version": 1}', "format_version 2, it has 1"),
+        ('{"format_version": 1, "summary": []}', "format_version 2, it has 1"),
+        ('{"format_version": 2}', "format_version 2, it has 2"),
+        ('{"format_version": 2, "summary": []}', "subjects"),
     ],
 )
 def test_what_is_no_report(tmp_path, text, part):
@@ -254,4 +261,11 @@ def test_what_is_no_report(tmp_path, text, part):
     if text is not None:
         file.write_text(text)
     with pytest.raises(InputError, match=part):
-        read_report(file)
+        read_baseline(file, Plan(), "")
+
+
+def test_other_weights_are_mentioned(report):
+    before = json.loads(to_json(report))
+    assert "other weights" not in blocks(report, before)[3]
+    before["subjects"][0]["identity"] = "others"
+    assert "tiny, vision mlx had other weights or another encoder then" in blocks(report, before)[3]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import io
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,7 +53,7 @@ class FakeModel:
     """Records its calls; each first question's vision takes a second more than the one's before."""
 
     def __init__(self, name: str = "", log: list[str] | None = None) -> None:
-        self.name, self.log, self.firsts = name, [] if log is None else log, 0
+        self.name, self.log, self.firsts, self.others_bytes = name, [] if log is None else log, 0, 0
 
     def forget(self) -> None:
         self.log.append(f"{self.name}forget")
@@ -70,10 +72,12 @@ def test_models_and_resolutions_take_turns_and_each_round_begins_with_another():
     log, calls = [], []
     plan = Plan((256, 64), runs=2, warmup=1)
     runs = run_plan([FakeModel("a", log), FakeModel("b", log)], plan, lambda: calls.append(len(log)))
-    turns = [["a256", "b256", "a64", "b64"], ["b256", "a64", "b64", "a256"], ["a64", "b64", "a256", "b256"]]
-    assert log == [f"{case[0]}forget" if part == 0 else case if part == 1 else f"{case} again"
-                   for turn in turns for case in turn for part in range(3)]  # fmt: skip
-    assert calls == list(range(3, 37, 3))
+    turns = [["a256", "b256", "a64", "b64"], ["b64", "a64", "b256", "a256"], ["b256", "a64", "b64", "a256"]]
+    expected = []
+    for case in (case for turn in turns for case in turn):
+        expected += [f"{case[0]}forget", case, f"{case} again", f"{case[0]}forget"]
+    assert log == expected
+    assert calls == list(range(4, 52, 4))
     assert [f"{'ab'[run.subject]}{run.resolution}" for run in runs] == [case for turn in turns for case in turn]
     assert [run.round for run in runs] == [0] * 4 + [1] * 4 + [2] * 4
     assert [run.warmup for run in runs] == [True] * 4 + [False] * 8
@@ -82,11 +86,12 @@ def test_models_and_resolutions_take_turns_and_each_round_begins_with_another():
 def test_medians_leave_warmup_out():
     runs = run_plan([FakeModel()], Plan((256, 512), runs=3, warmup=1))
     small, large = summarise(runs)
-    assert (small.subject, small.resolution, small.image_tokens, small.prompt_tokens, small.runs) == (0, 256, 16, 30, 3)
+    assert (small.subject, small.resolution, small.runs) == (0, 256, 3)
+    assert (small.image_tokens, small.prompt_tokens, small.generation_tokens) == (16, 30, 3)
     assert (large.resolution, large.image_tokens, large.runs) == (512, 64, 3)
-    seconds = small.figures["vision_ms"]  # calls 1 (warm-up), 4, 5, 8: the rounds begin in turn
-    assert (seconds.median, seconds.low, seconds.high) == (5000.0, 4000.0, 8000.0)
-    assert large.figures["vision_ms"].median == 6000.0
+    seconds = small.figures["vision_ms"]  # calls 1 (warm-up), 4, 6, 7: each round in its own order
+    assert (seconds.median, seconds.low, seconds.high) == (6000.0, 4000.0, 7000.0)
+    assert large.figures["vision_ms"].median == 5000.0
     assert small.figures["second_ttft_ms"].median == 16.0
     assert set(small.figures) == set(FIGURES)
 
@@ -102,6 +107,26 @@ def test_without_warmup_the_first_call_counts():
     (summary,) = summarise(run_plan([FakeModel()], Plan((64,), runs=1, warmup=0)))
     assert summary.runs == 1
     assert summary.figures["vision_ms"].median == 1000.0
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_a_case_comes_as_often_after_its_one_neighbour_as_after_the_other(count):
+    cases = [(0, 64 * i) for i in range(1, count + 1)]
+    after = collections.Counter()
+    for index in range(2 * count):
+        order = runner.turn(cases, index)
+        assert sorted(order) == cases
+        after.update(itertools.pairwise(order))
+    for one, other in after:
+        assert after[one, other] == after[other, one]
+    assert {runner.turn(cases, index)[0] for index in range(2 * count)} == set(cases)
+
+
+def test_memory_is_without_the_other_models():
+    model = FakeModel()
+    model.others_bytes = 96
+    (run,) = run_plan([model], Plan((64,), runs=1, warmup=0))
+    assert run.peak_bytes == 4000
 
 
 def test_the_most_memory_of_any_run_counts():

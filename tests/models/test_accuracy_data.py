@@ -35,3 +35,11 @@ def test_other_set_ups_are_nobodys_here():
     assert paper.scores == {"GQA": 60.6, "TextVQA": 53.1, "POPE": 82.3}
     assert "Vicuna-7B" in paper.model
     assert paper.source.url == "https://arxiv.org/abs/2412.13303"
+
+
+def test_a_page_that_was_not_read_has_no_day():
+    (paper,) = elsewhere()
+    assert paper.source.read is None
+    assert paper.source.title.endswith("as quoted in public summaries of the paper")
+    assert str(paper.source).endswith("https://arxiv.org/abs/2412.13303")
+    assert str(published()[0].source).endswith("apple/FastVLM-0.5B, read 2026-11-21")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from nano.lettering import Lettering, inks_of
 from nano.phrases import Question
 from nano.scenes import ALPHABET, COLOURS, SHAPES, SPLITS, Scene, make_scene
-from nano.vocabulary import NINTHS, PAINTS
+from nano.vocabulary import NINTHS, PAINTS, TRAIN_FONTS
 from support.plans import NOUN, NOUNS, Cell, planned
 
 THIRDS = (0, 1, 1, 2)  # of a row or column of the 4 x 4 cells
@@ -130,3 +132,40 @@ def test_letters_are_those_of_the_answer() -> None:
             assert sorted(written) == sorted(answer)
             if plan.lettering is not None and plan.lettering.angle == 0:
                 assert written == answer
+
+
+def test_inks_are_the_colours_that_are_asked_for_where_the_characters_are() -> None:
+    asked = 0
+    for seed in range(200):
+        scene = make_scene(seed, "train", 32, "text")
+        found = set(scene.inks[scene.inks != 0].tolist())
+        assert np.array_equal(scene.inks != 0, (scene.letters != 0).any(-1)), seed
+        answers = {q.answer for q in scene.questions if q.kind == "colour" and not NOUN.search(q.prompt.lower())}
+        for answer in answers & set(COLOURS) if len(found) == 1 and len(answers) == 1 else ():
+            background = any("background" in q.prompt for q in scene.questions if q.answer == answer)
+            if not background:
+                asked += 1
+                assert COLOURS[found.pop() - 1] == answer, seed
+    assert asked > 20
+
+
+def test_ninths_are_those_of_the_cells() -> None:
+    seen = set()
+    for seed in range(80):
+        cells = _scene(seed, "train").cells
+        for row, column in zip(*np.nonzero(cells[..., 0]), strict=True):
+            assert cells[row, column, 2] == 3 * THIRDS[row] + THIRDS[column] + 1
+            seen.add(int(cells[row, column, 2]))
+        assert not cells[cells[..., 0] == 0].any()
+    assert seen == set(range(1, 10))
+
+
+def test_cells_of_labels_and_of_two_colours_have_no_ink_to_learn() -> None:
+    line = Lettering("on", next(iter(TRAIN_FONTS)), 0.1, 0.5, 0.1, 0.0, (0, 0, 0), colour=2)
+    assert set(inks_of((line,)).ravel().tolist()) == {0, 3}
+    both = inks_of((line, replace(line, colour=4)))
+    assert set(both.ravel().tolist()) == {0, -1}
+    apart = inks_of((line, replace(line, colour=4, y=0.9)))
+    assert set(apart[0].tolist()) == {0, 3}
+    assert set(apart[3].tolist()) == {0, 5}
+    assert set(inks_of((replace(line, colour=-1),)).ravel().tolist()) == {0, -1}

@@ -70,12 +70,14 @@ def test_arrays_have_their_shapes_and_the_content_does_not_depend_on_the_side(si
     for seed in range(12):
         scene, reference = make_scene(seed, side=side), make_scene(seed, side=128)
         assert (scene.image.shape, scene.image.dtype) == ((side, side, 3), np.uint8)
-        assert (scene.cells.shape, scene.cells.dtype) == ((4, 4, 2), np.int64)
+        assert (scene.cells.shape, scene.cells.dtype) == ((4, 4, 3), np.int64)
         assert (scene.letters.shape, scene.letters.dtype) == ((4, 4, LETTERS_PER_CELL), np.int64)
         assert 0 <= scene.background < len(BACKGROUNDS)
         assert scene.questions == reference.questions
         assert np.array_equal(scene.cells, reference.cells)
         assert np.array_equal(scene.letters, reference.letters)
+        assert (scene.inks.shape, scene.inks.dtype) == ((4, 4), np.int64)
+        assert np.array_equal(scene.inks, reference.inks)
 
 
 def test_unknown_splits_families_and_sizes_are_refused() -> None:

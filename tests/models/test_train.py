@@ -283,8 +283,11 @@ def test_heads_learn_from_cells_that_hold_something():
         "background": torch.nn.functional.one_hot(batch["background"], len(scenes.BACKGROUNDS)) * 50.0,
         "shape": torch.nn.functional.one_hot(batch["cells"][..., 0], len(scenes.SHAPES) + 1) * 50.0,
         "colour": torch.nn.functional.one_hot(batch["cells"][..., 1], len(scenes.COLOURS) + 1) * 50.0,
+        "ninth": torch.nn.functional.one_hot(batch["cells"][..., 2], 10) * 50.0,
+        "ink": torch.nn.functional.one_hot(batch["inks"].clamp(min=0), len(scenes.COLOURS) + 1) * 50.0,
         "letters": torch.nn.functional.one_hot(batch["letters"], len(scenes.ALPHABET) + 1) * 50.0,
     }
+    assert set(right) == set(TARGETS)
     assert head_loss(right, batch) < 1e-6
     counts = head_counts(right, batch)
     assert all(hits == every for hits, every in counts.values())

@@ -15,6 +15,7 @@ HEAVY = {
     "mlx_lm",
     "numpy",
     "PIL",
+    "matplotlib",
     "transformers",
     "torch",
     "coremltools",
@@ -50,6 +51,7 @@ def loaded(code: str) -> set[str]:
         "from fastvlm_convert.cli import main; main(['--help'])",
         "from fastvlm_bench.cli import main; main(['--help'])",
         "from fastvlm_bench.cli import main; main(['plan', '--help'])",
+        "from fastvlm_bench.cli import main; main(['plot', '--help'])",
     ],
 )
 def test_light(code):

@@ -87,6 +87,22 @@ def test_compiled_once_for_all_functions_and_starts(tools, package):
     assert [(units, function) for _, units, function in tools.loaded] == [("CPU_AND_NE", "r64"), ("CPU_AND_NE", "r128")]
 
 
+def test_compiled_before_it_is_opened(tools, package):
+    runtime = AppleRuntime()
+    assert runtime.compile(package)
+    assert not runtime.compile(package)
+    assert not AppleRuntime().compile(package)
+    assert (len(tools.compiled), tools.loaded) == (1, [])
+    runtime.open(package, IMAGE, "CPU_ONLY")
+    assert (len(tools.compiled), len(tools.loaded)) == (1, 1)
+
+
+def test_a_package_that_can_not_be_compiled(tools, package):
+    tools.fault = RuntimeError("no such op")
+    with pytest.raises(EncoderError, match=r"can't compile .*vision\.mlpackage: no such op; use vision='mlx'"):
+        AppleRuntime().compile(package)
+
+
 @pytest.mark.parametrize("changed", ["package", "system", "coremltools"])
 def test_compiled_again_for_what_it_depends_on(tools, package, monkeypatch, changed):
     AppleRuntime().open(package, IMAGE, "CPU_ONLY")

@@ -104,6 +104,24 @@ def test_a_measured_picture_in_tiles_is_no_square_one():
     assert latency(tiled).most_positions == 0
 
 
+def test_a_peak_that_one_run_does_not_say_is_unknown():
+    data = report([subject()], [point(0, 64, 1, 2, peak_bytes=5000), point(0, 128, 1, 2, peak_bytes=6000)])
+    data["runs"][1]["peak_bytes"] = None
+    assert [p.peak_bytes for p in parse_report(data, "here").points[0]] == [None, 6000]
+
+
+def test_memory_stays_known_where_a_later_report_does_not_say():
+    def later(*peaks):
+        points = [point(0, 64, index, 2, peak_bytes=peak) for index, peak in enumerate(peaks)]
+        (known,) = latencies(parse_report(report([subject()], [p]), "here") for p in points).values()
+        found = known.estimate(64)
+        return found.ttft.median, found.peak_bytes
+
+    assert later(5000, None) == (3, 5000)
+    assert later(5000, 7000) == (3, 7000)
+    assert later(None) == (2, None)
+
+
 def test_reading(tmp_path):
     (tmp_path / "bench.json").write_text(json.dumps(report([subject(identity="me")], [point(0, 64, 1, 2)])))
     found = read_report(tmp_path / "bench.json")

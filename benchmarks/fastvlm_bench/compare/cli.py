@@ -12,13 +12,15 @@ from fastvlm_bench.compare.plan import Plan
 from fastvlm_bench.compare.process import SideError
 from fastvlm_bench.compare.rivals import OURS, RIVALS, find_pythons, parse_pythons, parse_rivals
 from fastvlm_bench.machine import usable_cores
-from fastvlm_bench.sizes import SIZES
 from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.files import write_text
 
 if TYPE_CHECKING:
     from fastvlm_bench.compare.job import Job
+
+
+_SIZES = ("0.5b", "tiny")  # the others need more memory, four times over, than a usual machine has
 
 
 def say(text: str) -> None:
@@ -37,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", metavar="NAME[,NAME...]", help=f"of {', '.join(RIVALS)} (default: all that can)")
     parser.add_argument("--model", type=Path, metavar="BUNDLE", help="bundle folder (default: made of the checkpoint)")
     parser.add_argument("--checkpoint", type=Path, help="its source in LLaVA's layout (default: a seeded one)")
-    parser.add_argument("--size", choices=SIZES, default="0.5b", help="shapes of the seeded one (default: 0.5b)")
+    parser.add_argument("--size", choices=_SIZES, default="0.5b", help="shapes of the seeded one (default: 0.5b)")
     parser.add_argument(
         "--resolution",
         metavar="PX[,PX...]",

@@ -13,7 +13,7 @@ from fastvlm_bench.compare.plan import CHECKED_TOKENS, PICTURE_SIZE, QUESTIONS, 
 from fastvlm_bench.compare.rivals import LIBRARIES
 from fastvlm_bench.compare.rounds import Run
 from fastvlm_bench.compare.summary import Line
-from fastvlm_bench.machine import Machine
+from fastvlm_bench.machine import Machine, memory_text
 from fastvlm_bench.stats import Spread
 from fastvlm_mlx import __version__
 
@@ -79,7 +79,7 @@ def _header(report: Report) -> list[str]:
     plan, machine = report.plan, report.machine
     return [
         f"fastvlm-bench compare {__version__}: {report.model}, {report.dtype}, {report.threads} threads for each side",
-        f"machine: {machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB, {machine.platform}",
+        f"machine: {machine.cpu}, {machine.cores} cores, {memory_text(machine.memory_bytes)}, {machine.platform}",
         *(_side(name, facts, report.cold) for name, facts in report.sides.items()),
         *(_COLD if report.cold else (*_warm(report.positions), *_memory(report.runs))),
         f"rounds:  {plan.runs}, in which the sides take turns, after one that isn't timed; answers are checked in all",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fastvlm_bench.arguments import check_target
 from fastvlm_bench.doctor.plan import Plan, parse_sizes
 from fastvlm_mlx.commands import add_common, run
-from fastvlm_mlx.errors import FastVLMError, HubError, InputError
+from fastvlm_mlx.errors import FastVLMError
 from fastvlm_mlx.files import write_text
 
 
@@ -56,15 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _doctor(args: argparse.Namespace) -> None:
     sizes = parse_sizes(args.resolutions) if args.resolutions is not None else ()
     plan = Plan(sizes, args.runs, limit_s=args.limit, debug=args.debug)
-    if args.json and args.json.is_dir():  # known before minutes of work are lost
-        raise InputError(f"--json {args.json} is a folder; name a file")
+    if args.json:
+        check_target("--json", args.json)
 
     from tqdm import tqdm
 
     from fastvlm_bench.doctor.diagnosis import diagnose
     from fastvlm_bench.doctor.report import redact, to_json, to_markdown
 
-    path, problem = _find(args.model)
+    path, problem = _find(args.model, args.debug)
     with tqdm(bar_format="{desc} ({elapsed})", leave=False, disable=None) as bar:
         checks = diagnose(path, plan, problem, say=bar.set_description_str)
     date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -76,11 +79,14 @@ def _doctor(args: argparse.Namespace) -> None:
         raise DiagnosisError(f"{len(failed)} of {len(checks)} checks failed: {', '.join(failed)}; the report says how")
 
 
-def _find(model: str | None) -> tuple[Path | None, str | None]:
-    """The bundle's folder, or why the hub hasn't given it: the machine can be checked without."""
+def _find(model: str | None, debug: bool) -> tuple[Path | None, str | None]:
+    """The bundle's folder, or why there is none: the machine can be checked without."""
+    from fastvlm_bench.doctor.check import one_line
     from fastvlm_mlx import hub
 
     try:
         return hub.resolve(model), None
-    except HubError as exc:
-        return None, str(exc)
+    except Exception as exc:  # whatever it is: a wrong name, no network, a cache that can't be read
+        if debug:
+            traceback.print_exc(file=sys.stderr)
+        return None, one_line(exc)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fastvlm_bench.doctor.check import Check, Table, one_line
 from fastvlm_bench.doctor.plan import Plan, Size, sample_pixels, size_text, spread_text, time_calls
@@ -40,16 +40,39 @@ class Apple:
     why_no_plan: Callable[[], str | None] = why_no_plan
 
 
+@runtime_checkable
+class Compiler(Protocol):
+    """A runtime that can compile a package before it opens it, as `AppleRuntime` does."""
+
+    def compile(self, package: Path) -> bool:
+        """Compile if needed; whether it was. Raises EncoderError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """How the package was compiled, once for all of its functions and compute units.
+
+    Attributes:
+        seconds: that it took, its hash included; None if it was done before, or if the runtime does it only as it
+            opens a function, which `Measured.compiled` then tells.
+        error: what went wrong.
+    """
+
+    seconds: float | None = None
+    error: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A function on some compute units.
 
     Attributes:
-        load_s: seconds to load it, and to compile it where that wasn't done before.
+        load_s: seconds to load it.
         again_s: seconds to load it again.
         first_ms: the first prediction.
         times_ms: those after it.
         features: (N, C) float16 of `plan.sample_pixels`.
+        compiled: the package was compiled while it was loaded; `load_s` has that in it.
     """
 
     load_s: float
@@ -57,6 +80,7 @@ class Measured:
     first_ms: float
     times_ms: tuple[float, ...]
     features: np.ndarray
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +105,17 @@ class CoreMLState:
         self.package, self.apple, self.runtime = package, apple, apple.make_runtime()
 
 
+def compile_package(state: CoreMLState) -> float | None:
+    """Seconds to compile the package; None if it was compiled before, or can't be apart from loading."""
+    import time
+
+    if not isinstance(state.runtime, Compiler):
+        return None
+    start = time.perf_counter()
+    made = state.runtime.compile(state.package)
+    return time.perf_counter() - start if made else None
+
+
 def measure(state: CoreMLState, size: Size, units: str, runs: int, seconds: float) -> Measured:
     """Load a function, predict, load it again, all as the library does; arguments as `plan.time_calls`."""
     import time
@@ -90,14 +125,17 @@ def measure(state: CoreMLState, size: Size, units: str, runs: int, seconds: floa
     from fastvlm_mlx.vision.coreml import CoreMLVisionEncoder
 
     encoder = CoreMLVisionEncoder(state.package, state.runtime, units)
+    before = compiled_packages()
     load_s, first_s = encoder.warm_up(size)
+    compiled = bool(compiled_packages() - before)
     pixels = sample_pixels(size)[None]
     times = time_calls(lambda: encoder.encode(pixels), runs, seconds)
     features = np.array(encoder.encode(pixels)[0])
     encoder = CoreMLVisionEncoder(state.package, state.runtime, units)  # lets go of what was loaded
     start = time.perf_counter()
     encoder.prepare(size)
-    return Measured(load_s, time.perf_counter() - start, first_s * 1e3, tuple(times), features)
+    again_s = time.perf_counter() - start
+    return Measured(load_s, again_s, first_s * 1e3, tuple(times), features, compiled)
 
 
 def place(state: CoreMLState, functions: Sequence[str], units: str) -> list[Placement]:
@@ -108,6 +146,20 @@ def place(state: CoreMLState, functions: Sequence[str], units: str) -> list[Plac
 def core_ml_worker(package: Path, apple: Apple, plan: Plan) -> Worker[CoreMLState]:
     """The worker of a package."""
     return Worker(partial(CoreMLState, package, apple), plan.limit_s, plan.debug)
+
+
+def compile_first(worker: Worker[CoreMLState], say: Callable[[str], object] = lambda _: None) -> Compiled:
+    """Compile the package before anything is loaded, so that the two are timed apart.
+
+    Args:
+        worker: runs it.
+        say: called with what is being done.
+    """
+    say(f"{NAME}: compiling")
+    try:
+        return Compiled(worker.do(compile_package))
+    except Exception as exc:  # whatever it is, the other checks are worth having
+        return Compiled(error=one_line(exc))
 
 
 def measure_all(
@@ -132,22 +184,38 @@ def measure_all(
     return rows
 
 
-def compiled_packages() -> set[Path]:
-    """The compiled packages that the library keeps."""
-    return set((cache_dir() / "coreml").glob("*.mlmodelc"))
+def compiled_packages() -> set[tuple[Path, int]]:
+    """The compiled packages that the library keeps, with their inodes: a damaged one is replaced under its name."""
+    return {(path, path.stat().st_ino) for path in (cache_dir() / "coreml").glob("*.mlmodelc")}
 
 
-def check_core_ml(rows: Sequence[Row], notes: Sequence[str] = ()) -> Check:
+def check_core_ml(rows: Sequence[Row], notes: Sequence[str] = (), compiled: Compiled | None = None) -> Check:
     """Judge what was measured: everything runs, and the Neural Engine isn't slower than the CPU.
 
     Args:
         rows: of `measure_all`.
         notes: what else is to be said.
+        compiled: of `compile_first`.
     """
-    failures = [*_errors(rows), *_slow(rows)]
+    compiled = compiled or Compiled()
+    failures = [f"compiling: {compiled.error}"] if compiled.error else []
+    failures += [*_errors(rows), *_slow(rows)]
     cells = [_cells(row) for row in rows]
     table = Table(("px", "units", "load s", "again s", "first ms", "median ms (min-max)", "runs"), tuple(cells))
-    return Check(NAME, tuple(notes), tuple(failures), table=table, data={"core_ml": [_data(row) for row in rows]})
+    data = {"compile_s": compiled.seconds, "core_ml": [_data(row) for row in rows]}
+    return Check(NAME, (_compiled(rows, compiled), *notes), tuple(failures), table=table, data=data)
+
+
+def _compiled(rows: Sequence[Row], compiled: Compiled) -> str:
+    if compiled.seconds is not None:
+        when = f"compiled in this run, which took {compiled.seconds:.2f} s and is in no row"
+    elif any(row.measured and row.measured.compiled for row in rows):
+        when = "compiled in this run, in the time of the row that says so"
+    elif compiled.error or not any(row.measured for row in rows):
+        when = "not compiled"
+    else:
+        when = "compiled for this Mac before"
+    return f"the package was {when}; what macOS compiles for the Neural Engine is in the first load, and kept by macOS"
 
 
 def _errors(rows: Sequence[Row]) -> list[str]:
@@ -179,13 +247,14 @@ def _cells(row: Row) -> tuple[str, ...]:
     if row.measured is None:
         return (*heading, "failed", "", "", "", "")
     found = row.measured
-    times = (f"{found.load_s:.2f}", f"{found.again_s:.2f}", f"{found.first_ms:.1f}", spread_text(found.times_ms))
+    load = f"{found.load_s:.2f}" + (", compiled in this run" if found.compiled else "")
+    times = (load, f"{found.again_s:.2f}", f"{found.first_ms:.1f}", spread_text(found.times_ms))
     return (*heading, *times, str(len(found.times_ms)))
 
 
 def _data(row: Row) -> Mapping[str, object]:
     data: dict[str, object] = {"size": list(row.size), "compute_units": row.units, "error": row.error}
     if row.measured:
-        names = ("load_s", "again_s", "first_ms", "times_ms")
+        names = ("load_s", "again_s", "first_ms", "times_ms", "compiled")
         data |= {name: getattr(row.measured, name) for name in names}
     return data

@@ -122,6 +122,8 @@ def _open(bundle: Bundle, apple: Apple) -> Package:
         runtime = apple.make_runtime()
     except EncoderError as exc:
         return Package({}, elsewhere() or str(exc))
+    except Exception as exc:  # whatever an import of a broken coremltools makes of it
+        return Package({}, failure=one_line(exc))
     if not bundle.has(PACKAGE):
         return Package({}, f"the bundle has no {PACKAGE}; {_next_step()}")
     try:
@@ -136,7 +138,10 @@ def _next_step() -> str:
     """How to come by a package."""
     from fastvlm_mlx.hub import list_models
 
-    there = [model.name for model in list_models() if model.path and (model.path / PACKAGE).is_dir()]
+    try:
+        there = [model.name for model in list_models() if model.path and (model.path / PACKAGE).is_dir()]
+    except Exception:  # a cache that can't be read; this is only advice
+        there = []
     if there:
         return f"on this machine {', '.join(there)} has one: `fastvlm-bench doctor --model {there[0]}`"
     return "`fastvlm-convert CHECKPOINT -o OUT` writes one, `fastvlm-bench doctor --model OUT` then checks it"
@@ -164,21 +169,15 @@ def _check_apple(worker: Worker[MlxState], subject: Subject) -> list[Check]:
     if reason := package.reason or (None if there else f"the package takes images of {listed} px only"):
         return [skipped(name, reason, would) for name, would in _CORE_ML_CHECKS]
     with coreml_side.core_ml_worker(subject.bundle.path / PACKAGE, subject.apple, plan) as core_ml:
-        before = coreml_side.compiled_packages()
+        compiled = coreml_side.compile_first(core_ml, subject.say)
         rows = coreml_side.measure_all(core_ml, there, plan, subject.say)
-        notes = [_compiled(coreml_side.compiled_packages() - before)]
-        notes += [f"the package takes images of {listed} px, not {', '.join(lacking)}"] if lacking else []
+        notes = [f"the package takes images of {listed} px, not {', '.join(lacking)}"] if lacking else []
         notes += [f"thermal pressure afterwards: {pressure}"] if (pressure := thermal_pressure()) else []
         return [
-            guarded(coreml_side.NAME, partial(coreml_side.check_core_ml, rows, notes), plan.debug),
+            guarded(coreml_side.NAME, partial(coreml_side.check_core_ml, rows, notes, compiled), plan.debug),
             guarded(parity.NAME, partial(_compare, worker, subject, rows), plan.debug),
             guarded(placement.NAME, partial(_place, core_ml, subject, there), plan.debug),
         ]
-
-
-def _compiled(new: set[Path]) -> str:
-    when = "compiled in the first row" if new else "compiled for this Mac before"
-    return f"the package was {when}; what macOS compiles for the Neural Engine it keeps itself"
 
 
 def _compare(worker: Worker[MlxState], subject: Subject, rows: Sequence[Row]) -> Check:

@@ -18,11 +18,11 @@ _OLD_MACOS = 15  # a package with several functions needs it
 
 def check_machine() -> Check:
     """Processor, memory, operating system and MLX's device."""
-    from fastvlm_bench.machine import describe_machine
+    from fastvlm_bench.machine import describe_machine, memory_text
 
     machine = describe_machine()
     notes = (
-        f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB",
+        f"{machine.cpu}, {machine.cores} cores, {memory_text(machine.memory_bytes)}",
         f"{machine.platform}; MLX computes on {machine.device}",
     )
     return Check("machine", notes, data={"machine": asdict(machine)})

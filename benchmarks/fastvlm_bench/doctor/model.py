@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import operator
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from fastvlm_bench.doctor.check import Check, one_line
 from fastvlm_bench.doctor.plan import Size, size_text
 from fastvlm_mlx.bundle import MANIFEST, PACKAGE, Bundle
+from fastvlm_mlx.config import check_side
+from fastvlm_mlx.errors import ResolutionError
 from fastvlm_mlx.files import sha256
 from fastvlm_mlx.manifest import CheckRecord
 
 Say = Callable[[str], object]
+Part = TypeVar("Part")
 
 NAME = "model"
 
@@ -32,10 +39,48 @@ def check_model(path: Path, say: Say = lambda _: None) -> tuple[Check, Bundle | 
         bundle = Bundle.open(path)
     except Exception as exc:  # whatever is wrong with it, the machine is checked all the same
         return Check(NAME, (str(path),), (one_line(exc),), data={"path": str(path)}), None
-    faults = [fault for name in bundle.manifest.files if (fault := _fault(bundle, name))]
-    if failed := [f"{c.function}, {c.executor}" for c in _gates(bundle) if not c.passed]:
-        faults.append(f"the Core ML package failed gates when it was made ({'; '.join(failed)}); convert again")
-    return Check(NAME, _notes(bundle), tuple(faults), data=_data(bundle)), bundle
+    faults: list[str] = []
+
+    def part(make: Callable[[Bundle], Part], instead: Part) -> Part:
+        try:
+            return make(bundle)
+        except Exception as exc:  # whatever an odd manifest makes of it, the rest is worth having
+            faults.append(one_line(exc))
+            return instead
+
+    for find in (_file_faults, _record_faults, _gate_faults):
+        faults += part(find, [])
+    plain: tuple[str, ...] = (str(path),)
+    least: dict[str, object] = {"path": str(path)}
+    notes, data = part(_notes, plain), part(_data, least)
+    return Check(NAME, notes, tuple(dict.fromkeys(faults)), data=data), bundle
+
+
+def _file_faults(bundle: Bundle) -> list[str]:
+    return [fault for name in bundle.manifest.files if (fault := _fault(bundle, name))]
+
+
+def _gate_faults(bundle: Bundle) -> list[str]:
+    failed = [f"{check.function}, {check.executor}" for check in _gates(bundle) if not check.passed]
+    return [f"the Core ML package failed gates when it was made ({'; '.join(failed)}); convert again"] if failed else []
+
+
+def _record_faults(bundle: Bundle) -> list[str]:
+    """What the manifest says of the package and nobody can read."""
+    package, name = bundle.manifest.options.get("package"), f"{bundle.path / MANIFEST}: options.package"
+    if package is None:
+        return []  # it was only copied, or there is none
+    if not isinstance(package, dict):
+        return [f"{name} must be an object, got {json.dumps(package)}; convert again"]
+    found = []
+    if (sizes := package.get("sizes")) is not None and _sizes(sizes) is None:
+        found.append(
+            f'{name}.sizes must be a list such as [{{"height": 256, "width": 256}}], multiples of 64, got '
+            f"{json.dumps(sizes)}; convert again"
+        )
+    if "bits" in package and _bits(package["bits"]) is None:
+        found.append(f"{name}.bits must be a number above 0, got {json.dumps(package['bits'])}; convert again")
+    return found
 
 
 def _fault(bundle: Bundle, name: str) -> str | None:
@@ -54,16 +99,33 @@ def _fault(bundle: Bundle, name: str) -> str | None:
 
 
 def recorded_sizes(bundle: Bundle) -> tuple[Size, ...]:
-    """The sizes of a bundle's Core ML package as the converter wrote them down; () where it has none."""
+    """The sizes of a bundle's Core ML package as the converter wrote them down; () where none can be read."""
     package = bundle.manifest.options.get("package")
-    sizes = package.get("sizes") if isinstance(package, dict) and bundle.has(PACKAGE) else None
-    return tuple((size["height"], size["width"]) for size in sizes or ())
+    if not isinstance(package, dict) or not bundle.has(PACKAGE):
+        return ()
+    return _sizes(package.get("sizes")) or ()
+
+
+def _sizes(recorded: object) -> tuple[Size, ...] | None:
+    """A manifest's list of sizes; None if it is none."""
+    try:
+        sizes = tuple((size["height"], size["width"]) for size in recorded)  # type: ignore[attr-defined]
+        for side in chain.from_iterable(sizes):
+            check_side(operator.index(side))
+    except (TypeError, KeyError, ResolutionError):
+        return None
+    return sizes
 
 
 def package_bits(bundle: Bundle) -> int:
     """Bits of the Core ML package's weights; Apple's own packages, which nothing is recorded of, have 16."""
     package = bundle.manifest.options.get("package")
-    return int(package.get("bits", 16)) if isinstance(package, dict) else 16
+    return (_bits(package.get("bits")) if isinstance(package, dict) else None) or 16
+
+
+def _bits(recorded: object) -> int | None:
+    """A manifest's number of bits; None if it is none."""
+    return recorded if type(recorded) is int and recorded > 0 else None
 
 
 def rounded_vision(bundle: Bundle) -> bool:

@@ -105,6 +105,22 @@ class AppleRuntime:
         self._require_macos(int(spec.specificationVersion) - _FIRST_SPECIFICATION)
         return describe(spec)
 
+    def compile(self, package: Path) -> bool:
+        """Compile a package into the cache, which `open` does otherwise.
+
+        Returns:
+            Whether that had to be done; False if it was there.
+
+        Raises:
+            EncoderError: Core ML can't.
+        """
+        try:
+            known = self._cache(package).exists()
+            self._compiled(package)
+        except Exception as exc:  # as above
+            raise EncoderError(f"Core ML can't compile {package}: {exc}; use vision='mlx'") from exc
+        return not known
+
     def open(self, package: Path, function: Function, compute_units: str) -> Predict:
         """Compile if needed, load for these compute units; see `Runtime.open`."""
         units = getattr(self._ct.ComputeUnit, compute_units)
