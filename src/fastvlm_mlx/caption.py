@@ -44,7 +44,8 @@ class Job:
         model_files: tells the model by what its files hold, see `files_digest`.
         system: replaces the default system prompt.
         resolution: side in pixels, None for the model's own.
-        aspect: "pad", "crop", "stretch" or None for the model's own.
+        aspect: "pad", "crop", "stretch", "anyres" or None for the model's own.
+        grid: of the tiles for "anyres", None for the model's own.
         loading: arguments of `load` that decide what the model computes, such as quantize and dtype.
         options: how to decode.
     """
@@ -57,6 +58,7 @@ class Job:
     aspect: str | None = None
     loading: Mapping[str, object] = field(default_factory=dict)
     options: GenerationOptions = field(default_factory=GenerationOptions)
+    grid: str | None = None
 
     @property
     def record(self) -> dict[str, object]:
@@ -64,7 +66,7 @@ class Job:
 
         What isn't given is left out; values are what JSON has, a list for a tuple.
         """
-        names = ("prompt", "model", "model_files", "system", "resolution", "aspect")
+        names = ("prompt", "model", "model_files", "system", "resolution", "aspect", "grid")
         decoding = {f.name: getattr(self.options, f.name) for f in fields(self.options) if f.name not in _ASIDE}
         given = {name: getattr(self, name) for name in names} | dict(self.loading) | decoding
         record: dict[str, object] = json.loads(json.dumps({k: v for k, v in given.items() if v is not None}))
@@ -257,14 +259,14 @@ def _read_ahead(
     batch_size: int,
 ) -> Iterator[tuple[str, Picture]]:
     """Pictures in order, decoded in threads a little ahead of their use."""
-    vision, view = model.engine.vision, model.view(job.resolution, job.aspect)
+    vision, view = model.engine.vision, model.view(job.resolution, job.aspect, job.grid)
     waiting: deque[tuple[str, Future[Picture]]] = deque()
     rest = iter(names)
     with ThreadPoolExecutor(READERS, "fastvlm-read") as readers:
         try:
             while True:
                 for name in islice(rest, batch_size + _AHEAD - len(waiting)):
-                    waiting.append((name, readers.submit(vision.open, folder / name, *view)))
+                    waiting.append((name, readers.submit(vision.open, folder / name, view)))
                 if not waiting:
                     return
                 name, opened = waiting.popleft()

@@ -57,7 +57,7 @@ class Chat:
         overflow: "error" or "drop"; see `FastVLM.chat`.
         left_out: which of the exchanges, counted from 0, the latest question or picture did without, as all of them
             didn't fit; none after `undo`, `reset` and loading.
-        view: resolution and aspect of its pictures, as they were given; None is the model's.
+        view: resolution, aspect and grid of its pictures, as they were given; None is the model's.
     """
 
     def __init__(
@@ -68,12 +68,13 @@ class Chat:
         resolution: int | None = None,
         aspect: str | None = None,
         overflow: str = "error",
+        grid: str | None = None,
     ) -> None:
         if overflow not in OVERFLOWS:
             raise InputError(f"overflow must be {' or '.join(OVERFLOWS)}, got {overflow!r}")
-        model.view(resolution, aspect)  # now, not with the first picture
+        model.view(resolution, aspect, grid)  # now, not with the first picture
         self._model, self.overflow = model, overflow
-        self.view = None if resolution is None else int(resolution), aspect
+        self.view = None if resolution is None else int(resolution), aspect, grid
         self.system = prompts.system_turn(system)
         self._tokenizer = model.required_tokenizer()
         self._opening = model.tokenize(self.system) if self.system else []
@@ -119,7 +120,7 @@ class Chat:
                 doesn't fit. InputError: an answer is being streamed. The conversation is then as before.
         """
         self._check_idle()
-        self.show(self._model.open_images([image], *self.view, Clock())[0])
+        self.show(self._model.open_as([image], self._model.view(*self.view), Clock())[0])
 
     def show(self, picture: Picture) -> None:
         """Add a picture of `FastVLM.open_images`; see `add_image`."""

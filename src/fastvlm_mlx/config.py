@@ -13,6 +13,7 @@ from fastvlm_mlx.errors import BundleError, ConfigError, ResolutionError
 
 FORMAT_VERSION = 1
 DOWNSAMPLING = 64  # FastViTHD: stem 4x, then four 2x patch embeddings; image pixels per token side
+PUBLISHED_SIDE = 1024  # pixels, of images
 
 _T = TypeVar("_T")
 
@@ -125,6 +126,11 @@ class ModelConfig:
     patch_merge_type: str = "flat"
     quantization: QuantizationConfig | None = None
     format_version: int = FORMAT_VERSION
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels that the weights were trained at; the published models' where the config doesn't say."""
+        return self.vision.image_size if self.vision else PUBLISHED_SIDE
 
     def to_json(self) -> str:
         """The text of config.json."""

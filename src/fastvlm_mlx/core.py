@@ -13,12 +13,12 @@ from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.engine import Engine
 from fastvlm_mlx.errors import PromptError
 from fastvlm_mlx.generation import resident
-from fastvlm_mlx.image import check_view
 from fastvlm_mlx.prompt import Span, Turn
 from fastvlm_mlx.speculation import check_draft, speculate
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.tokenizer import Tokenizer
 from fastvlm_mlx.types import GenerationOptions, Piece, Prompt
+from fastvlm_mlx.views import View, view_of
 
 if TYPE_CHECKING:
     from fastvlm_mlx.decoder import Decoder
@@ -65,14 +65,22 @@ class Core:
         return self.engine.decoder
 
     def open_images(
-        self, images: Sequence[ImageInput], resolution: int | None, aspect: str | None, clock: Clock
+        self,
+        images: Sequence[ImageInput],
+        resolution: int | None,
+        aspect: str | None,
+        clock: Clock,
+        grid: str | None = None,
     ) -> list[Picture]:
         """Read and identify images; they are encoded when a prompt needs them.
 
         Arguments and errors as `encode_image`; the time is added to `clock`.
         """
-        side, aspect = self.view(resolution, aspect)
-        pictures = [self.engine.vision.open(image, side, aspect) for image in images]
+        return self.open_as(images, self.view(resolution, aspect, grid), clock)
+
+    def open_as(self, images: Sequence[ImageInput], view: View, clock: Clock) -> list[Picture]:
+        """`open_images` in a checked view."""
+        pictures = [self.engine.vision.open(image, view) for image in images]
         clock.preprocess += clock.watch.lap()
         return pictures
 
@@ -163,8 +171,6 @@ class Core:
         mx.reset_peak_memory()
         return Clock()
 
-    def view(self, resolution: int | None, aspect: str | None) -> tuple[int, str]:
-        """Side and aspect of a call, checked; the model's own where none is given."""
-        view = (self.resolution if resolution is None else resolution, aspect or self.config.aspect)
-        check_view(*view)
-        return view
+    def view(self, resolution: int | None, aspect: str | None, grid: str | None = None) -> View:
+        """Size and shape of a call's images, checked; by default the model's own. Errors as `views.view_of`."""
+        return view_of(self.config, self.resolution if resolution is None else resolution, aspect, grid)

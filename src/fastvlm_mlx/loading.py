@@ -140,7 +140,7 @@ def assemble(
     from fastvlm_mlx.tokenizer import Tokenizer
 
     config = bundle.config
-    side = resolution if resolution is not None else config.vision.image_size if config.vision else 1024
+    side = resolution if resolution is not None else config.image_size
     check_side(side)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     vision_kept = _dtype(vision_dtype) or (mx.float32 if on_cpu else mx.bfloat16)

@@ -21,6 +21,11 @@ class MLPProjector(nn.Module):
         if newline:
             self.image_newline = mx.zeros((config.hidden_dim,))
 
+    @property
+    def newline(self) -> mx.array | None:
+        """(hidden,), AnyRes' line break; None where the weights have none."""
+        return self.image_newline if "image_newline" in self else None
+
     def __call__(self, features: mx.array) -> mx.array:
         """(..., C) -> (..., hidden)."""
         return self.linear_2(nn.gelu(self.linear_1(features)))

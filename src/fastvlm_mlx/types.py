@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     ImageInput: TypeAlias = str | PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray
     ImageInputs: TypeAlias = ImageInput | Sequence[ImageInput] | None
 
-Aspect: TypeAlias = Literal["pad", "crop", "stretch"]
+Aspect: TypeAlias = Literal["pad", "crop", "stretch", "anyres"]
 FinishReason: TypeAlias = Literal["stop", "length"]
 Prompt: TypeAlias = str | Sequence[int]
 
@@ -227,9 +227,11 @@ class ImageFeatures:
     """What the decoder sees of one image.
 
     Attributes:
-        features: (N, C), FastViTHD's output, N = tokens, row-major over the image.
-        embeddings: (N, hidden), after the projector.
-        size: (height, width) of the preprocessed image in pixels.
+        features: (N, C), FastViTHD's output, N = tokens, row-major over the image. Of an image in tiles (T, N, C), the
+            whole image first, then the tiles row by row.
+        embeddings: (N, hidden), after the projector. Of an image in tiles (P, hidden), merged: P positions in the order
+            in which they stand in a prompt.
+        size: (height, width) in pixels of the preprocessed image, or of the grid that it was cut into.
     """
 
     features: mx.array

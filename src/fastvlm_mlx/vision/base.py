@@ -33,7 +33,7 @@ class Encoder(Protocol):
 
         Returns:
             (B, N, C) with N = (H / 64) * (W / 64) tokens, row-major over the image. Lazy: evaluate it to
-            wait for it.
+            wait for it; a large batch may be evaluated already, part by part.
 
         Raises:
             ResolutionError: a side isn't a multiple of 64, or the encoder lacks that size.

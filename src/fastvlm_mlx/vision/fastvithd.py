@@ -23,6 +23,7 @@ from fastvlm_mlx.vision.gelu import gelu
 
 ATTENTION_FROM = 3  # stages 4 and 5 (0-based 3 and 4) attend; the others mix with a 3x3 convolution
 NORM_EPS = 1e-5
+BATCH_PIXELS = 4 << 20  # four tiles of 1024 px; of more at once nothing gets faster, and each takes its memory
 
 
 class ConvFFN(nn.Module):
@@ -171,6 +172,8 @@ class FastViTHD(nn.Module):
 class MLXVisionEncoder:
     """FastViTHD on MLX's default device; implements `fastvlm_mlx.vision.base.Encoder`.
 
+    A batch of more than BATCH_PIXELS is encoded in parts, which bounds the memory.
+
     Args:
         network: with its folded weights loaded.
         dtype: of weights and activations: float32, or bfloat16. Not float16: the published weights reach
@@ -207,5 +210,14 @@ class MLXVisionEncoder:
         """(B, H, W, 3) uint8 -> (B, N, C); see `Encoder.encode`."""
         for side in pixels.shape[1:3]:
             check_side(side)
+        at_once = max(BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2]), 1)
+        parts = [self._encode(pixels[first : first + at_once]) for first in range(0, len(pixels), at_once)]
+        if len(parts) == 1:
+            return parts[0]
+        for part in parts:
+            mx.eval(part)  # one after another: only their features are there at the same time
+        return mx.concatenate(parts)
+
+    def _encode(self, pixels: np.ndarray) -> mx.array:
         x = self.network(mx.array(pixels).astype(self._dtype))  # 0-255 is exact in bfloat16; 1/255 is in the stem
         return x.reshape(x.shape[0], -1, x.shape[-1])
