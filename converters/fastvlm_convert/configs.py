@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,7 +76,7 @@ def _from_llava(raw: Mapping[str, Any], layout: Layout, name: str, generation: M
         raise CheckpointError(
             f"mm_hidden_size is {raw['mm_hidden_size']}, FastViTHD of {vision.embed_dims} gives {vision.feature_dim}"
         )
-    aspect = raw.get("image_aspect_ratio")
+    aspect, grids = raw.get("image_aspect_ratio"), _grids(raw)
     decoder = _decoder(raw)
     return ModelConfig(
         name=name,
@@ -84,10 +85,10 @@ def _from_llava(raw: Mapping[str, Any], layout: Layout, name: str, generation: M
         vision=vision if layout.has_vision else None,
         context_length=min(raw.get("tokenizer_model_max_length") or 8192, decoder.max_position_embeddings),
         eos_token_ids=_stops(raw, generation, vocabulary=decoder.vocab_size),
-        # The official code pads for "pad" and crops the centre for anything else, but for "anyres", whose tiles
-        # the pipeline warns about: padding is what comes nearest.
-        aspect="pad" if aspect in ("pad", "anyres") else "crop",
-        grid_pinpoints=tuple((int(w), int(h)) for w, h in raw.get("image_grid_pinpoints") or ()),
+        # The official code crops the centre for anything that it doesn't know. It fails for "anyres" without grids:
+        # padding is what comes nearest, and the pipeline warns.
+        aspect=("anyres" if grids else "pad") if aspect == "anyres" else "pad" if aspect == "pad" else "crop",
+        grid_pinpoints=grids,
         patch_merge_type=raw.get("mm_patch_merge_type") or "flat",
         quantization=_quantization(raw),
     )
@@ -122,6 +123,18 @@ def _side_of(tokens: object) -> int:
     if isinstance(tokens, int) and tokens > 0 and math.isqrt(tokens) ** 2 == tokens:
         return math.isqrt(tokens) * DOWNSAMPLING
     return FASTVITHD_SIDE
+
+
+def _grids(raw: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    """(width, height) in pixels of AnyRes' grids: a list, or as LLaVA's training writes them, its text."""
+    listed = raw.get("image_grid_pinpoints") or ()
+    try:
+        pairs = json.loads(listed.replace("(", "[").replace(")", "]")) if isinstance(listed, str) else listed
+        return tuple((int(width), int(height)) for width, height in pairs)
+    except (TypeError, ValueError) as exc:
+        raise CheckpointError(
+            f"image_grid_pinpoints is {listed!r}; expected pairs of width and height in pixels; correct the config"
+        ) from exc
 
 
 def _decoder(raw: Mapping[str, Any]) -> DecoderConfig:

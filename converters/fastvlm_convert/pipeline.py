@@ -169,8 +169,8 @@ def _read_model(
             f"{checkpoint.path} is quantised already ({config.quantization.bits} bits); convert it without -q"
         )
     warnings = []
-    if checkpoint.config.get("image_aspect_ratio") == "anyres":
-        warnings.append(f"{where} asks for AnyRes tiles, which this version doesn't cut: images are padded instead")
+    if checkpoint.config.get("image_aspect_ratio") == "anyres" and not config.grid_pinpoints:
+        warnings.append(f"{where} asks for AnyRes tiles and names no grid: images are padded unless a call names one")
     tied = _head_is_tied(checkpoint, tensors)
     if tied != config.decoder.tie_word_embeddings:
         found = "has no head besides the embedding" if tied else "has a head that differs from the embedding"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fastvlm_mlx.commands import add_common, add_debug
+from fastvlm_mlx.types import ASPECTS
 from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS
 
 DEFAULT_PROMPT = "Describe the image."
@@ -112,7 +113,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--vision-dtype", choices=("float32", "bfloat16"), help="vision encoder")
     group.add_argument("--quantize", type=int, metavar="BITS", help="quantise the decoder after loading")
     group.add_argument("--resolution", type=int, metavar="PX", help="image side, a multiple of 64")
-    group.add_argument("--aspect", choices=("pad", "crop", "stretch"), help="how an image becomes square")
+    group.add_argument("--aspect", choices=ASPECTS, help="how an image becomes square, or anyres: tiles")
+    group.add_argument(
+        "--grid", metavar="CxR", help="columns and rows of the tiles, such as 2x2 (default: of the model's the best)"
+    )
     group.add_argument("--system", help="replaces the system prompt")
 
 

@@ -120,7 +120,8 @@ class Chat:
                 doesn't fit. InputError: an answer is being streamed. The conversation is then as before.
         """
         self._check_idle()
-        self.show(self._model.open_as([image], self._model.view(*self.view), Clock())[0])
+        resolution, aspect, grid = self.view
+        self.show(self._model.open_images([image], resolution, aspect, Clock(), grid)[0])
 
     def show(self, picture: Picture) -> None:
         """Add a picture of `FastVLM.open_images`; see `add_image`."""

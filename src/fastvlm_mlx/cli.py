@@ -76,6 +76,14 @@ def _add_draft(args: argparse.Namespace, options: OptionArgs) -> None:
         options["draft"] = load(args.draft_model, local_files_only=args.local_files_only)
 
 
+def _check_grid(args: argparse.Namespace) -> None:
+    """Raise InputError for a grid that no model could have."""
+    if args.grid is not None:
+        from fastvlm_mlx.vision.anyres import parse_grid
+
+        parse_grid(args.grid)
+
+
 def _images(names: Sequence[str]) -> list[ImageInput]:
     if names.count("-") > 1:
         raise InputError("--image - reads stdin to its end, so it can be given once only")
@@ -93,13 +101,14 @@ def _generate(args: argparse.Namespace) -> None:
         raise InputError("give --image FILE, --prompt TEXT, or both")
     options = _options(args)
     GenerationOptions(**options)  # before a model is loaded for nothing
+    _check_grid(args)
     images = _images(args.image)
     prompt = DEFAULT_PROMPT if args.prompt is None else args.prompt
     model = _load(args)
     _add_draft(args, options)
     if args.prefix and file_at(args.prefix).exists():
         model.load_prefix(args.prefix)
-    pieces = model.stream(images, prompt, system=args.system, aspect=args.aspect, **options)
+    pieces = model.stream(images, prompt, system=args.system, aspect=args.aspect, grid=args.grid, **options)
     if args.json:
         print(last_result(pieces).to_json())
     else:
@@ -121,6 +130,7 @@ def _chat(args: argparse.Namespace) -> None:
 
     options = _options(args)
     GenerationOptions(**options)  # before a model is loaded for nothing
+    _check_grid(args)
     if args.load and args.image:
         raise InputError("--load goes on with the images of that conversation; add others with /image")
     if args.load and args.system is not None:
@@ -128,11 +138,11 @@ def _chat(args: argparse.Namespace) -> None:
     images = _images(args.image)
     model = _load(args)
     _add_draft(args, options)
+    view = {name: getattr(args, name) for name in ("resolution", "aspect", "grid")}
     if args.load:
-        chat = model.load_chat(args.load, resolution=args.resolution, aspect=args.aspect, overflow=args.overflow)
+        chat = model.load_chat(args.load, **view, overflow=args.overflow)
     else:
-        overflow = args.overflow or "drop"
-        chat = model.chat(images, system=args.system, resolution=args.resolution, aspect=args.aspect, overflow=overflow)
+        chat = model.chat(images, system=args.system, **view, overflow=args.overflow or "drop")
     Terminal(chat, options, format_stats, _show).run(read_lines())
 
 
@@ -140,6 +150,7 @@ def _caption(args: argparse.Namespace) -> None:
     from fastvlm_mlx.cli_caption import caption
     from fastvlm_mlx.types import GenerationOptions
 
+    _check_grid(args)
     caption(args, GenerationOptions(**_options(args)))
 
 

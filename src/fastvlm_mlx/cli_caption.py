@@ -73,7 +73,8 @@ def caption(args: argparse.Namespace, options: GenerationOptions) -> None:
     bundle = resolve(args.model, revision=args.revision, local_files_only=args.local_files_only)
     loading = {name: getattr(args, name) for name in _LOADING}
     files = files_digest(bundle)
-    job = Job(args.prompt, args.model or "default", files, args.system, args.resolution, args.aspect, loading, options)
+    view = args.resolution, args.aspect
+    job = Job(args.prompt, args.model or "default", files, args.system, *view, loading, options, args.grid)
     if ranks.rank == 0:
         merge_parts(out, job)
     ranks.wait()

@@ -207,9 +207,13 @@ def test_a_target_without_the_right_to_write(source, tmp_path):
         convert(source, tmp_path / "file" / "bundle")
 
 
-def test_anyres_is_warned_about(checkpoint, tmp_path):
-    warnings = convert(checkpoint("tiny-newline"), tmp_path / "bundle").warnings
-    assert any("AnyRes" in warning and "padded instead" in warning for warning in warnings)
+def test_anyres_without_grids_is_warned_about(checkpoint, tmp_path):
+    source = shutil.copytree(checkpoint("tiny-newline"), tmp_path / "source")
+    assert not any("AnyRes" in warning for warning in convert(source, tmp_path / "bundle").warnings)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"image_grid_pinpoints": None}))
+    warnings = convert(source, tmp_path / "other").warnings
+    assert any("AnyRes tiles and names no grid: images are padded" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize(
