@@ -104,7 +104,7 @@ def read_chat(
 def _restore(chat: Chat, data: dict[str, Any], model: FastVLM, path: Path) -> Chat:
     if data["tokenizer"] != chat.tokenizer_digest:
         raise InputError(f"{path} is of a model with another tokenizer; load that model, or begin a new conversation")
-    layouts = data.get("tiles", {})  # older files have none
+    layouts = dict(data.get("tiles", {}))  # older files have none
     known = {name: _from_png(text, layouts.get(name)) for name, text in data["png"].items()}
     if wrong := [name for name, picture in known.items() if picture.digest.hex() != name]:
         raise ValueError(f"picture {wrong[0]} is another one")

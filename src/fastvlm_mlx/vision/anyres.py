@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fastvlm_mlx.config import DOWNSAMPLING
-from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -142,12 +142,19 @@ def merge(tiles: mx.array, layout: Layout, newline: mx.array | None = None) -> m
 
     Returns:
         (P, D); P is `layout.tokens` for more than one tile.
+
+    Raises:
+        ConfigError: "spatial_unpad" without a line break, as of a draft or a saved chat's other model.
     """
     import mlx.core as mx
 
     broken = layout.merge == "spatial_unpad"
     width = tiles.shape[-1]
-    assert newline is not None or not broken, "checked by `views.view_of`"
+    if broken and newline is None:
+        raise ConfigError(
+            "tiles are merged by 'spatial_unpad', and the weights have no image_newline to end their lines with; "
+            "convert a checkpoint that has it, or use another aspect, such as 'pad'"
+        )
     line_break = newline.astype(tiles.dtype) if newline is not None else None
     if len(tiles) == 1 and line_break is not None and broken:
         return mx.concatenate([tiles[0], line_break[None]])
