@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_mlx import FastVLM, load
+from fastvlm_mlx import load
 from fastvlm_mlx.answer import last_result
-from fastvlm_mlx.cache import PrefixCache
-from fastvlm_mlx.cli import main
-from fastvlm_mlx.engine import Engine
-from fastvlm_mlx.errors import ContextLengthError, InputError, PromptError
 from fastvlm_mlx.image import open_image
-from fastvlm_mlx.pictures import Vision
 from fastvlm_mlx.prefill import embed
 from fastvlm_mlx.timing import Clock
-from fastvlm_mlx.types import IMAGE_TOKEN_ID, GenerationOptions
+from fastvlm_mlx.types import GenerationOptions
 from fastvlm_mlx.views import View
 from fastvlm_mlx.vision import fastvithd
 from fastvlm_mlx.vision.anyres import MERGES, Layout, choose_grid, cut
-from fastvlm_mlx.vision.coreml import CoreMLVisionEncoder
-from fastvlm_mlx.vision.coreml_runtime import Function
-from support.anyres import GRIDS, NAMES, POSITIONS, SIDE, reference, with_merge
+from support.anyres import GRIDS, NAMES, POSITIONS, PROMPT, SHORT, SIDE, bytes_of, reference, with_merge
 from support.seeded import relative_l2
 from support.work import counted
-
-PROMPT = [11, 12, IMAGE_TOKEN_ID, 13]
-SHORT = {"max_tokens": 4, "ignore_eos": True}
-
-
-def bytes_of(name: str) -> bytes:
-    return reference()[f"{name}.png"].tobytes()
-
-
-@pytest.fixture
-def tiled(model: Callable[[str], FastVLM]) -> FastVLM:
-    fresh = model("tiny-newline")
-    fresh.clear_cache()
-    return fresh
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -190,105 +166,18 @@ def test_large_tiles_are_encoded_in_parts(tiled, monkeypatch):
     assert len(found[0].embeddings) == 64 + 16 * 17
 
 
-class OneByOne:
-    """A Core ML runtime whose feature is an image's mean."""
+def test_the_papers_grid(tiled):
+    """2 x 2 tiles of 1024 px, no more than four encoded at once."""
+    seen, network = [], tiled.engine.vision.encoder.network
 
-    def __init__(self) -> None:
-        self.shapes: list[tuple[int, ...]] = []
+    class Watched(type(network)):
+        def __call__(self, x):
+            seen.append(x.shape)
+            return super().__call__(x)
 
-    def functions(self, package):
-        return [Function(None, "images", False, 256, 256, "image_features")]
-
-    def open(self, package, function, compute_units):
-        def predict(inputs):
-            self.shapes.append(inputs["images"].shape)
-            return {"image_features": np.full((1, 16, 512), inputs["images"].mean())}
-
-        return predict
-
-
-def test_core_ml_takes_tiles_one_after_another(tiled, tmp_path):
-    runtime = OneByOne()
-    encoder = CoreMLVisionEncoder(tmp_path, runtime)
-    vision = Vision(encoder, tiled.engine.vision.projector, 0)
-    model = FastVLM(tiled.config, Engine(tiled.decoder, vision, PrefixCache(0)), None, 256)
-    found = model.encode_image(bytes_of("any_wide"))
-    means = reference()["any_wide.tiles"].mean(axis=(1, 2, 3)) / 255
-    np.testing.assert_allclose(np.array(found.features)[:, 0, 0], means, rtol=1e-3)
-    assert runtime.shapes == [(1, 3, 256, 256)] * 4
-    assert model.generate(bytes_of("any_wide"), PROMPT, **SHORT).image_tokens == 52  # begun beside the text
-    assert len(runtime.shapes) == 8
-
-
-def test_a_chat_keeps_its_tiles(default_model, tmp_path):
-    """Also where a question shows pictures of other shapes."""
-    model, path = default_model, tmp_path / "talk.json"
-    chat = model.chat(bytes_of("any_wide"), aspect="anyres", grid="2x1", resolution=64)
-    chat.show(model.open_images([bytes_of("any_wide")], 128, "pad", Clock())[0])
-    assert [picture.tokens for picture in chat.unseen] == [3, 4]
-    first = chat.ask("What is this?", **SHORT)
-    assert first.image_tokens == 7
-    chat.add_image(bytes_of("any_tall"))
-    chat.save(path)
-    model.clear_cache()
-    other = model.load_chat(path)
-    assert other.view == (64, "anyres", "2x1")
-    assert [p.digest for p in (*other.pictures, *other.unseen)] == [p.digest for p in (*chat.pictures, *chat.unseen)]
-    assert other.ask("And this?", **SHORT).token_ids == chat.ask("And this?", **SHORT).token_ids
-    assert other.pictures[2].tokens == 3
-    assert model.load_chat(path, grid="1x2").view == (64, "anyres", "1x2")
-    assert model.load_chat(path, aspect="pad").view == (64, "pad", None)
-
-
-def test_a_chat_with_damaged_tiles(default_model, tmp_path):
-    path = tmp_path / "talk.json"
-    chat = default_model.chat(bytes_of("any_wide"), aspect="anyres", grid="2x1", resolution=64)
-    chat.save(path)
-    data = json.loads(path.read_text())
-    (name,) = data["tiles"]
-    good = data["tiles"][name]
-    for bad in (good | {"columns": 3}, good | {"merge": "pile"}, good | {"size": [1, 1]}, {"columns": 2}, 5):
-        path.write_text(json.dumps(data | {"tiles": {name: bad}}))
-        with pytest.raises(InputError, match="is damaged"):
-            default_model.load_chat(path)
-    path.write_text(json.dumps(data | {"tiles": 5}))
-    with pytest.raises(InputError, match="is damaged"):
-        default_model.load_chat(path)
-
-
-def test_what_is_told_before_anything_is_computed(tiled, default_model):
-    with counted(tiled) as work:
-        for wrong in ({"grid": "4x4"}, {"grid": "two"}, {"grid": "2x2", "aspect": "pad"}):
-            with pytest.raises(InputError, match="grid"):
-                tiled.generate(bytes_of("any_wide"), PROMPT, **wrong)
-        with pytest.raises(ContextLengthError, match="the prompt has"):
-            tiled.generate([bytes_of("any_square")] * 100, [-200] * 100)
-        with pytest.raises(PromptError, match="2 image sentinels"):
-            tiled.generate(bytes_of("any_wide"), [-200, -200])
-    assert (work.images, work.rows) == (0, 0)
-    with pytest.raises(InputError, match="has no grids of its own"):
-        default_model.encode_image(bytes_of("any_wide"), aspect="anyres")
-    with pytest.raises(ContextLengthError, match="choose a smaller grid or lower the resolution"):
-        default_model.chat(aspect="anyres", grid="999x999")
-
-
-def test_the_command(tmp_path, capsys, default_model):
-    photo = tmp_path / "photo.png"
-    photo.write_bytes(bytes_of("any_wide"))
-    argv = ["generate", "--image", str(photo), "--max-tokens", "4", "--resolution", "64"]
-    assert main([*argv, "--aspect", "anyres", "--grid", "2x1", "--stats"]) == 0
-    out, err = capsys.readouterr()
-    right = default_model.generate(
-        photo, "Describe the image.", resolution=64, aspect="anyres", grid="2x1", max_tokens=4
-    )
-    assert (out, right.image_tokens) == (right.text + "\n", 3)
-    assert "(3 image, 0 known)" in err
-    assert main([*argv, "--grid", "two"]) == 2
-    assert "grid must be COLUMNSxROWS, each from 1 to 999, such as \"2x2\"; got 'two'" in capsys.readouterr().err
-    assert main([*argv, "--grid", "2x1", "--aspect", "crop"]) == 2
-    assert "a grid is for aspect='anyres', and aspect is 'crop'" in capsys.readouterr().err
-    answers = tmp_path / "answers.jsonl"
-    argv = ["caption", str(tmp_path), "-o", str(answers), "--max-tokens", "4", "--resolution", "64"]
-    assert main([*argv, "--aspect", "anyres", "--grid", "2x1"]) == 0
-    line = json.loads(answers.read_text())
-    assert (line["text"], line["aspect"], line["grid"]) == (right.text, "anyres", "2x1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "__class__", Watched)
+        picture, view = bytes_of("any_square"), {"resolution": 1024, "grid": "2x2"}
+        result = with_merge(tiled, "spatial").generate(picture, PROMPT, **view, **SHORT)
+    assert result.image_tokens == 1280
+    assert seen == [(4, 1024, 1024, 3), (1, 1024, 1024, 3)]

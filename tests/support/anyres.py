@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 
 from fastvlm_mlx import FastVLM
+from fastvlm_mlx.types import IMAGE_TOKEN_ID
 from support.seeded import GOLDEN
 
 SIDE = 256  # of a tile of tiny-newline, pixels
@@ -19,6 +20,13 @@ POSITIONS = {
     "any_tall": {"flat": 64, "spatial": 64, "spatial_unpad": 66},
     "any_square": {"flat": 80, "spatial": 80, "spatial_unpad": 88},
 }
+PROMPT = [11, 12, IMAGE_TOKEN_ID, 13]
+SHORT = {"max_tokens": 4, "ignore_eos": True}
+
+
+def bytes_of(name: str) -> bytes:
+    """One of NAMES as a file."""
+    return reference()[f"{name}.png"].tobytes()
 
 
 @cache

@@ -23,7 +23,7 @@ from fastvlm_mlx.vision.gelu import gelu
 
 ATTENTION_FROM = 3  # stages 4 and 5 (0-based 3 and 4) attend; the others mix with a 3x3 convolution
 NORM_EPS = 1e-5
-BATCH_PIXELS = 4 << 20  # four tiles of 1024 px; of more at once nothing gets faster, and each takes its memory
+BATCH_PIXELS = 4 << 20  # four tiles of 1024 px: memory grows with what is encoded at once, not with the grid
 
 
 class ConvFFN(nn.Module):
