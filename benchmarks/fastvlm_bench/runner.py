@@ -15,7 +15,7 @@ from fastvlm_mlx.types import IMAGE_TOKEN_ID
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
-    from fastvlm_mlx.types import GenerationResult, ImageInput
+    from fastvlm_mlx.types import GenerationResult, ImageInput, OptionArgs
 
 PHOTO_SIZE = (1280, 960)  # width, height: a camera's 4:3, larger than any resolution of the published models
 STAGES = ("preprocess", "tokenize", "vision", "projector", "prefill", "first_token")
@@ -190,7 +190,10 @@ class Questions:
 
     def _ask(self, number: int, resolution: int, tokens: int) -> GenerationResult:
         ids = self.prompts[number]
-        return self.model.generate(self.image, ids, resolution=resolution, max_tokens=tokens, ignore_eos=True)
+        # One square, whatever the model does by default: what tiles take is estimated from that.
+        aspect = "pad" if self.model.config.aspect == "anyres" else None
+        options: OptionArgs = {"max_tokens": tokens, "ignore_eos": True}
+        return self.model.generate(self.image, ids, resolution=resolution, aspect=aspect, **options)
 
 
 def prompt_ids(text_tokens: int, vocab_size: int, asked: int = 0) -> list[int]:

@@ -47,9 +47,11 @@ def preprocess(image: ImageInput, resolution: int = 1024, aspect: str = "pad") -
     Raises:
         ImageError: missing, unreadable, no image, above 65,536 px a side or 500 megapixels.
         ResolutionError: not a multiple of 64.
-        InputError: unknown aspect.
+        InputError: unknown aspect, or "anyres", which makes several squares; see `vision.anyres.cut`.
     """
     check_view(resolution, aspect)
+    if aspect == "anyres":
+        raise InputError("one square is made here, and aspect 'anyres' makes tiles; use vision.anyres.cut, or a model")
     return fit(open_image(image), resolution, aspect)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.errors import ConfigError, ContextLengthError, FastVLMError, InputError, ResolutionError
+from fastvlm_mlx.image import preprocess
 from fastvlm_mlx.views import View, view_of
 from fastvlm_mlx.vision.anyres import Layout, choose_grid, cut, merge, parse_grid
 
@@ -98,6 +99,11 @@ def test_tiles_of_a_picture_that_is_narrower_than_its_grid():
 def test_what_is_no_grid(text):
     with pytest.raises(InputError, match='grid must be COLUMNSxROWS, each from 1 to 999, such as "2x2"; got'):
         parse_grid(text)
+
+
+def test_a_single_square_has_no_tiles():
+    with pytest.raises(InputError, match="'anyres' makes tiles; use"):
+        preprocess(np.zeros((9, 9, 3), np.uint8), 64, "anyres")
 
 
 BROKEN: list[tuple[dict[str, object], dict[str, object], type[FastVLMError], str]] = [

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fastvlm_mlx import FastVLM
+from fastvlm_mlx import FastVLM, budget
 from fastvlm_mlx.cache import PrefixCache
 from fastvlm_mlx.cli import main
 from fastvlm_mlx.engine import Engine
@@ -122,3 +122,22 @@ def test_the_command(tmp_path, capsys, default_model):
     assert main([*argv, "--aspect", "anyres", "--grid", "2x1"]) == 0
     line = json.loads(answers.read_text())
     assert (line["text"], line["aspect"], line["grid"]) == (right.text, "anyres", "2x1")
+
+
+def test_a_budget_counts_tiles(tiled, monkeypatch):
+    """What was measured of whole pictures says nothing of a model that sees them in tiles."""
+    asked, generate, before = [], type(tiled).generate, tiled.resolution
+    monkeypatch.setattr(budget, "saved_measurements", lambda: pytest.fail("asked for"))
+
+    def watched(self, image, prompt, **options):
+        result = generate(self, image, prompt, **options)
+        asked.append((options["resolution"], result.image_tokens))
+        return result
+
+    monkeypatch.setattr(type(tiled), "generate", watched)
+    try:
+        budget.apply_budget(tiled, 1000.0)
+        assert tiled.resolution == 256
+    finally:
+        tiled.resolution = before
+    assert max(asked) == (256, 16 + 6 * 9)  # a photo of 4:3 in 2 x 2 tiles
