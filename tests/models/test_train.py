@@ -305,3 +305,13 @@ def test_a_run_is_not_overwritten(trained: Trainer, tmp_path: Path, capsys: pyte
         with pytest.raises(SystemExit):
             parse(arguments)
         assert message in capsys.readouterr().err
+
+
+def test_the_decoders_matrices_keep_sizes():
+    torch.manual_seed(0)
+    network = NanoVLM(CONFIG)
+    for block in network.decoder.model.layers:
+        query, down = block.self_attn.q_proj.weight.detach(), block.mlp.down_proj.weight.detach()
+        assert float(query.std()) == pytest.approx(query.shape[1] ** -0.5, rel=0.1)
+        assert float(down.std()) == pytest.approx((down.shape[1] * 2 * CONFIG.layers) ** -0.5, rel=0.1)
+        assert float(block.input_layernorm.weight.detach().min()) == 1.0
