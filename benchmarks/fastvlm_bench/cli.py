@@ -72,14 +72,19 @@ def build_parser() -> argparse.ArgumentParser:
         ("--max-tokens", usual.max_tokens, "tokens to generate"),
     ):
         parser.add_argument(name, type=int, default=count, metavar="N", help=f"{text} (default: {count})")
+    _add_results(parser)
+    add_common(parser)
+    return parser
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    """What is measured besides, compared and written."""
     parser.add_argument("--no-load", action="store_true", help="don't measure how long loading takes")
     parser.add_argument("--no-roofline", action="store_true", help="don't measure what the machine can do")
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with that earlier --json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each run there")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the figures there, as PNG and SVG")
-    add_common(parser)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,12 +15,12 @@ from fastvlm_mlx import hub
 from fastvlm_mlx.bundle import PACKAGE, QUANTIZED_BITS, Bundle
 from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig
 from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS
 
 if TYPE_CHECKING:
     from fastvlm_bench.runner import Plan
     from fastvlm_mlx.model import FastVLM
 
-UNITS = ("CPU_AND_NE", "ALL", "CPU_AND_GPU", "CPU_ONLY")  # of Core ML; the usual one first
 PLAIN = "none"  # of --q-bits: as stored
 
 
@@ -40,7 +40,7 @@ class Choice:
     size: str | None = None
     bits: int | None = None
     vision: str = "auto"
-    compute_units: str = UNITS[0]
+    compute_units: str = COMPUTE_UNITS[0]  # the usual one
 
     def __post_init__(self) -> None:
         """Raise InputError for what can't be."""
@@ -51,8 +51,8 @@ class Choice:
             raise InputError(f"--q-bits must be of {known} or {PLAIN}, got {self.bits}")
         if self.vision not in ("auto", "mlx", "coreml"):
             raise InputError(f"--vision must be of auto, mlx, coreml, got {self.vision!r}")
-        if self.compute_units not in UNITS:
-            raise InputError(f"--compute-units must be of {', '.join(UNITS)}, got {self.compute_units!r}")
+        if self.compute_units not in COMPUTE_UNITS:
+            raise InputError(f"--compute-units must be of {', '.join(COMPUTE_UNITS)}, got {self.compute_units!r}")
         if self.size and self.vision == "coreml":
             raise InputError(
                 "seeded shapes have no Core ML package; convert a checkpoint and name it with --model BUNDLE"
@@ -99,7 +99,7 @@ class Subject:
     def label(self) -> str:
         """Such as "FastVLM-0.5B, 4 bits, vision coreml"; tells subjects of one report apart."""
         bits = f", {self.bits} bits" if self.bits else ""
-        units = f" {self.compute_units}" if self.compute_units not in (None, UNITS[0]) else ""
+        units = f" {self.compute_units}" if self.compute_units not in (None, COMPUTE_UNITS[0]) else ""
         return f"{self.name}{bits}, vision {self.vision}{units}"
 
 
@@ -112,7 +112,7 @@ def choices(
         InputError: one that can't be.
     """
     found = [
-        Choice(model, size, width, vision, unit if vision != "mlx" else UNITS[0])
+        Choice(model, size, width, vision, unit if vision != "mlx" else COMPUTE_UNITS[0])
         for size, width, vision, unit in itertools.product(sizes or (None,), bits, visions, units)
     ]
     return tuple(dict.fromkeys(found))

@@ -30,8 +30,8 @@ def dense_of(plan: Plan, side: int) -> np.ndarray:
         side: of the picture, in pixels.
 
     Returns:
-        (side // 16, side // 16, 3) int64: row, column; shape, colour (of a shape or a bar) and letter, + 1 each;
-        0 for none.
+        (side // 16, side // 16, 3) int64: row, column; shape, colour (of a shape, a bar or a text) and letter, + 1
+        each; 0 for none.
     """
     count = side // STRIDE
     dense = np.zeros((count, count, 3), np.int64)
@@ -68,6 +68,8 @@ def _add_lettering(dense: np.ndarray, at: Middles, lettering: Lettering) -> None
     _, height = proportions(lettering.font, lettering.text)
     covered = (along >= ends[0]) & (along < ends[-1]) & (np.abs(across) <= height * lettering.size / 2)
     dense[covered, LETTER] = indices[np.searchsorted(ends, along[covered], side="right") - 1]
+    if lettering.colour >= 0:  # thin strokes: from the cells' inks alone the encoder didn't learn their colour
+        dense[covered, COLOUR] = lettering.colour + 1
     _add_narrow(dense, lettering, indices)
 
 
@@ -82,3 +84,5 @@ def _add_narrow(dense: np.ndarray, lettering: Lettering, indices: np.ndarray) ->
             nearest[row, column] = min(nearest.get((row, column), (away, int(index))), (away, int(index)))
     for place, (_, index) in nearest.items():
         dense[*place, LETTER] = index
+        if lettering.colour >= 0:
+            dense[*place, COLOUR] = lettering.colour + 1

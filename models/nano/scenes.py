@@ -76,7 +76,7 @@ class Scene:
         letters: (4, 4, LETTERS_PER_CELL) int64: characters whose centres lie in the cell, from left to right,
             indices into ALPHABET + 1, then zeros; -1 in cells that several texts of a page share.
         dense: (side // 16, side // 16, 3) int64: what lies at the middle of each position of a finer grid, by
-            row and column: shape, its colour or that of a chart's bar, and letter, indices + 1; 0 for none. A
+            row and column: shape, its colour or that of a chart's bar or a text, and letter, indices + 1; 0 for none. A
             shape fills its disc. A character fills its box, turned with the text; one whose box covers no
             middle is where its own centre lies, unless another's box or a nearer centre is there.
     """

@@ -44,7 +44,8 @@ def test_what_a_cell_holds_lies_at_one_of_its_positions(family: str) -> None:
         for row, column in zip(*np.nonzero(scene.cells[..., 0]), strict=True):
             positions = scene.dense[4 * row : 4 * row + 4, 4 * column : 4 * column + 4, :2]
             assert scene.cells[row, column, :2].tolist() in positions.reshape(-1, 2).tolist(), seed
-        pairs = {tuple(pair) for pair in scene.dense[..., :2].reshape(-1, 2).tolist()} - {(0, 0)}
+        things = scene.dense[scene.dense[..., LETTER] == 0]
+        pairs = {tuple(pair) for pair in things[:, :2].tolist()} - {(0, 0)}
         assert pairs == {tuple(pair) for pair in scene.cells[..., :2].reshape(-1, 2).tolist()} - {(0, 0)}
 
 
@@ -71,6 +72,22 @@ def test_a_text_that_is_turned_is_read_along_its_line() -> None:
         if angle == 0:
             by_columns = [ALPHABET[index - 1] for index in letters.T[letters.T > 0]]
             assert "".join(dict.fromkeys(by_columns)) == text.text
+
+
+def test_characters_have_the_colour_of_their_text() -> None:
+    seen = set()
+    for seed in range(60):
+        plan = planned(seed, "text")
+        assert plan.lettering is not None
+        dense = dense_of(plan, SIDE)
+        colours = dense[dense[..., LETTER] > 0][:, COLOUR]
+        assert set(colours.tolist()) == {plan.lettering.colour + 1}
+        seen.add(plan.lettering.colour)
+    assert len(seen) > 5
+    labelled = planned(3, "chart")
+    assert all(text.colour < 0 for text in labelled.letterings)
+    bare = replace(labelled, chart=replace(labelled.chart, bars=()))
+    assert not dense_of(bare, SIDE)[..., COLOUR].any()
 
 
 def test_bars_have_a_colour_and_no_shape_and_are_painted_there() -> None:

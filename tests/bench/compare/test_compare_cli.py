@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from fastvlm_bench import cli as bench
+from fastvlm_bench import planner
 from fastvlm_bench.cli import main
 from fastvlm_bench.compare import cli
 from fastvlm_bench.compare.job import Job
 from fastvlm_bench.compare.rivals import OURS
+from fastvlm_bench.doctor import cli as doctor
+from fastvlm_bench.plots import cli as plots
 from support.fake_side import write_interpreter, write_model
 
 
@@ -164,12 +168,21 @@ def test_help_is_light():
 def test_the_documents_commands_parse():
     root = Path(__file__).resolve().parents[3]
     text = (root / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)[0].splitlines()
-    assert len(lines) == 3
+    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+    parsers = {
+        "compare": cli.build_parser(),
+        "doctor": doctor.build_parser(),
+        "plan": planner.build_parser(),
+        "plot": plots.build_parser(),
+    }
+    seen = set()
     for line in lines:
         words = shlex.split(line)
         if words[0] == "make":
             assert f"\n{words[1]}:" in (root / "Makefile").read_text(encoding="utf-8")
             words = ["fastvlm-bench", words[1], *shlex.split(words[2].removeprefix("ARGS="))]
-        assert words[:2] == ["fastvlm-bench", "compare"]
-        assert cli.build_parser().parse_args(words[2:]).resolution
+        assert words[0] == "fastvlm-bench"
+        parser = parsers.get(words[1])
+        assert (parser or bench.build_parser()).parse_args(words[2:] if parser else words[1:])
+        seen.add(words[1] if parser else "")
+    assert seen == {"", *parsers}
