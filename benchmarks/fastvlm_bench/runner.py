@@ -191,7 +191,7 @@ class Questions:
     def _ask(self, number: int, resolution: int, tokens: int) -> GenerationResult:
         ids = self.prompts[number]
         # One square, whatever the model does by default: what tiles take is estimated from that.
-        aspect = "pad" if self.model.config.aspect == "anyres" else None
+        aspect = "pad" if self.model.view(resolution, None).tokens is None else None
         options: OptionArgs = {"max_tokens": tokens, "ignore_eos": True}
         return self.model.generate(self.image, ids, resolution=resolution, aspect=aspect, **options)
 

@@ -44,7 +44,7 @@ class Job:
         model_files: tells the model by what its files hold, see `files_digest`.
         system: replaces the default system prompt.
         resolution: side in pixels, None for the model's own.
-        aspect: "pad", "crop", "stretch", "anyres" or None for the model's own.
+        aspect: "pad", "crop", "stretch", "native", "anyres" or None for the model's own.
         grid: of the tiles for "anyres", None for the model's own.
         loading: arguments of `load` that decide what the model computes, such as quantize and dtype.
         options: how to decode.

@@ -8,6 +8,7 @@ Source: apple/ml-fastvlm 592b4ad, llava/mm_utils.py:152-180; transformers 4.48.3
 from __future__ import annotations
 
 import io
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import IO, TYPE_CHECKING, cast
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fastvlm_mlx.config import check_side
+from fastvlm_mlx.config import DOWNSAMPLING, check_side
 from fastvlm_mlx.errors import ImageError, InputError
 from fastvlm_mlx.types import ASPECTS
 
@@ -37,12 +38,13 @@ def preprocess(image: ImageInput, resolution: int = 1024, aspect: str = "pad") -
         image: path, bytes, binary file object, PIL image, or (H, W, 3) uint8 RGB array. EXIF orientation is
             applied, transparency composited on white, 16-bit gray scaled to 8, the first frame of an
             animation taken.
-        resolution: side of the result in pixels, a multiple of 64.
+        resolution: side of the result in pixels, a multiple of 64; for "native" its longer side.
         aspect: "pad" to a black square (the official predict.py, bit for bit), "crop" the centre after
-            resizing the shortest edge (the published model card, Apple's app), or "stretch".
+            resizing the shortest edge (the published model card, Apple's app), "stretch", or "native": the
+            picture's own shape, as far as multiples of 64 have it (no published model was trained for it).
 
     Returns:
-        (S, S, 3) uint8, RGB, row-major.
+        (S, S, 3) uint8, RGB, row-major; for "native" (H, W, 3), see `native_size`.
 
     Raises:
         ImageError: missing, unreadable, no image, above 65,536 px a side or 500 megapixels.
@@ -57,8 +59,26 @@ def preprocess(image: ImageInput, resolution: int = 1024, aspect: str = "pad") -
 
 def fit(picture: Image.Image, resolution: int, aspect: str) -> np.ndarray:
     """Bring an upright RGB picture to the encoder's size; arguments as `preprocess`, checked already."""
-    shape = {"pad": _pad, "crop": _crop, "stretch": _stretch}[aspect]
+    shape = {"pad": _pad, "crop": _crop, "stretch": _stretch, "native": _native}[aspect]
     return np.asarray(shape(picture, resolution))
+
+
+def native_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """The size that aspect "native" gives a picture.
+
+    Its longer side is `longest`, so that it is seen as large as in a padded square; the other one is the nearest
+    multiple of 64 to what the picture's shape asks for, at least 64.
+
+    Args:
+        size: (width, height) of the picture in pixels.
+        longest: a multiple of 64 pixels.
+
+    Returns:
+        (width, height) in pixels.
+    """
+    width, height = (longest * side / max(size) for side in size)
+    across, down = (max(DOWNSAMPLING * math.floor(side / DOWNSAMPLING + 0.5), DOWNSAMPLING) for side in (width, height))
+    return across, down
 
 
 def check_view(resolution: int, aspect: str) -> None:
@@ -183,6 +203,19 @@ def _from_deep_gray(picture: Image.Image, name: str) -> Image.Image:
 
 def _stretch(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((side, side), _BICUBIC)
+
+
+def _native(picture: Image.Image, longest: int) -> Image.Image:
+    """As large as it fits into its size without another shape, centred on black: a few lines at two sides."""
+    width, height = native_size(picture.size, longest)
+    scale = min(width / picture.width, height / picture.height)
+    fitted = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
+    resized = picture.resize(fitted, _BICUBIC)
+    if fitted == (width, height):
+        return resized
+    canvas = Image.new("RGB", (width, height))
+    canvas.paste(resized, ((width - fitted[0]) // 2, (height - fitted[1]) // 2))
+    return canvas
 
 
 def _crop(picture: Image.Image, side: int) -> Image.Image:

@@ -41,7 +41,7 @@ class FastVLM(Core):
         Args:
             image: as in `fastvlm_mlx.image.preprocess`.
             resolution: side in pixels, a multiple of 64; default the model's.
-            aspect: "pad", "crop", "stretch" or "anyres"; default the model's.
+            aspect: "pad", "crop", "stretch", "native" or "anyres"; default the model's.
             grid: for "anyres", as in `generate`.
 
         Returns:
@@ -73,7 +73,8 @@ class FastVLM(Core):
                 places an image; without any, the images come first.
             system: replaces the default system prompt; "" leaves the system turn out.
             resolution: side in pixels of the preprocessed image, or of a tile, a multiple of 64; default the model's.
-            aspect: "pad", "crop", "stretch", or "anyres" for tiles beside the whole image; default the model's.
+            aspect: "pad", "crop", "stretch", "native" for the image's own shape, which no published model was trained
+                for, or "anyres" for tiles beside the whole image; default the model's.
             grid: for "anyres", columns and rows of the tiles, such as "2x2"; default of the model's own grids the one
                 that suits the image best.
             **options: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop, ignore_eos,
@@ -133,7 +134,7 @@ class FastVLM(Core):
             images: for the first question to show; one, several or None, as in `generate`.
             system: replaces the default system prompt; "" leaves the system turn out.
             resolution: side in pixels of the preprocessed images; default the model's.
-            aspect: "pad", "crop", "stretch" or "anyres"; default the model's.
+            aspect: "pad", "crop", "stretch", "native" or "anyres"; default the model's.
             grid: for "anyres", as in `generate`.
             overflow: what happens when it no longer fits the context: "error", or "drop": a question does without
                 the oldest ones and their answers, without those that show an image only as a last resort. So much

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     ImageInput: TypeAlias = str | PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray
     ImageInputs: TypeAlias = ImageInput | Sequence[ImageInput] | None
 
-Aspect: TypeAlias = Literal["pad", "crop", "stretch", "anyres"]
+Aspect: TypeAlias = Literal["pad", "crop", "stretch", "native", "anyres"]
 FinishReason: TypeAlias = Literal["stop", "length"]
 Prompt: TypeAlias = str | Sequence[int]
 

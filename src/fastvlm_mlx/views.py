@@ -21,7 +21,8 @@ class View:
     """The size and the shape that images get; `view_of` makes and checks one.
 
     Attributes:
-        side: of the square that the encoder sees, in pixels: the picture, or for "anyres" each tile.
+        side: of the square that the encoder sees, in pixels: the picture, or for "anyres" each tile. For "native" the
+            longer side of the picture.
         aspect: of `types.ASPECTS`.
         grids: for "anyres", (columns, rows) of each grid that a picture may be cut into, at least one.
         merge: for "anyres", how the tiles' positions stand in a prompt; see `vision.anyres.Layout`.
@@ -35,7 +36,7 @@ class View:
     @property
     def tokens(self) -> int | None:
         """Positions of any picture; None where they depend on its shape."""
-        return None if self.aspect == "anyres" else (self.side // DOWNSAMPLING) ** 2
+        return None if self.aspect in ("anyres", "native") else (self.side // DOWNSAMPLING) ** 2
 
     def layout(self, size: tuple[int, int]) -> Layout | None:
         """How a picture is cut into tiles; None where it isn't.
@@ -49,7 +50,11 @@ class View:
         return Layout(width // self.side, height // self.side, self.side, self.merge, size)
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
-        """What the encoder gets of an upright RGB picture: (side, side, 3) uint8, or (T, side, side, 3) in T tiles."""
+        """What the encoder gets of an upright RGB picture.
+
+        Returns:
+            (side, side, 3) uint8; for "native" (H, W, 3), the longer one `side`; for "anyres" (T, side, side, 3).
+        """
         layout = self.layout(picture.size)
         return cut(picture, layout) if layout else fit(picture, self.side, self.aspect)
 
