@@ -56,6 +56,22 @@ def test_answers_are_those_of_generate_and_each_image_is_encoded_once(folder, de
         assert answer.said == right.text
 
 
+def test_another_view_of_the_images(folder, default_model, tmp_path):
+    """Wide ones in their own shape."""
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 128, 3), np.uint8)).save(folder / name)
+    out = tmp_path / "out.json"
+    options = ["--resolution", "128", "--aspect", "native", "--limit", "1", "--vision", "mlx"]
+    assert main(["accuracy", str(folder), *options, "--json", str(out)]) == 0
+    data = json.loads(out.read_text())
+    assert (data["resolution"], data["aspect"]) == (128, "native")
+    right = default_model.generate(
+        folder / "a.png", "What colour is it?", resolution=128, aspect="native", max_tokens=64
+    )
+    assert data["answers"][0]["said"] == right.text
+    assert right.image_tokens == 2
+
+
 def test_exact_match_by_kind():
     def answer(kind, right, said):
         return Answer(Question(None, kind, "?", right), said)
