@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 
-.PHONY: demo test check format lint types imports slow parity compare compare-environments default-model clean
+.PHONY: demo test check format lint types imports slow parity compare compare-environments bench-tables default-model clean
 
 demo: $(VENV)/.demo
 	bash models/seeded/demo.sh $(BIN)
@@ -37,6 +37,10 @@ parity:
 #   make compare ARGS="--against mlx-vlm --resolution 256 --runs 7"
 compare: $(VENV)/.dev compare-environments
 	$(BIN)/fastvlm-bench compare $(ARGS)
+
+# The tables of benchmarks/README.md, from the reports in benchmarks/results.
+bench-tables: $(VENV)/.dev
+	$(BIN)/python -m fastvlm_bench.results benchmarks/results benchmarks/README.md
 
 compare-environments:
 	PYTHON=$(PYTHON) bash benchmarks/environments/setup.sh
