@@ -172,6 +172,11 @@ def _measure(args: argparse.Namespace) -> None:
     print(format_scores(scores))
     if args.json:
         said = [{**asdict(a.question), "image": a.question.image.name, "said": a.said} for a in answers]
-        data = {"model": model.config.name, "device": model.device, "scores": {k: asdict(s) for k, s in scores.items()}}
-        data |= {"resolution": args.resolution or model.resolution, "aspect": args.aspect or model.config.aspect}
+        data: dict[str, object] = {
+            "model": model.config.name,
+            "device": model.device,
+            "resolution": args.resolution or model.resolution,
+            "aspect": args.aspect or model.config.aspect,
+            "scores": {kind: asdict(entry) for kind, entry in scores.items()},
+        }
         write_text(args.json, json.dumps(data | {"answers": said}, indent=2, ensure_ascii=False) + "\n")
