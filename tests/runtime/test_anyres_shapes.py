@@ -110,7 +110,7 @@ BROKEN: list[tuple[dict[str, object], dict[str, object], type[FastVLMError], str
     ({}, {"grid": "4x1"}, InputError, "the model's grids are 1x2, 2x1, 2x2, 3x1, 1x3, not 4x1; choose one of them"),
     ({}, {"grid": "2x2", "aspect": "pad"}, InputError, "a grid is for aspect='anyres', and aspect is 'pad'"),
     ({}, {"side": 100}, ResolutionError, "got 100"),
-    ({}, {"aspect": "tiles"}, InputError, "aspect must be one of pad, crop, stretch, anyres"),
+    ({}, {"aspect": "tiles"}, InputError, "aspect must be one of pad, crop, stretch, native, anyres"),
     ({"grid_pinpoints": ()}, {}, InputError, "this model has no grids of its own; say which one"),
     ({"grid_pinpoints": ()}, {"grid": "30x30"}, ContextLengthError, "30x30 tiles of 256 px has 14416 positions"),
     ({"grid_pinpoints": ((256, 500),)}, {}, ConfigError, "256 x 500 px, no grid of whole tiles of the model's 256 px"),
