@@ -177,6 +177,7 @@ def _measure(args: argparse.Namespace) -> None:
             "device": model.device,
             "resolution": args.resolution or model.resolution,
             "aspect": args.aspect or model.config.aspect,
+            "grid": args.grid,
             "scores": {kind: asdict(entry) for kind, entry in scores.items()},
         }
         write_text(args.json, json.dumps(data | {"answers": said}, indent=2, ensure_ascii=False) + "\n")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -129,9 +129,11 @@ def _grids(raw: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
     """(width, height) in pixels of AnyRes' grids: a list, or as LLaVA's training writes them, its text."""
     listed = raw.get("image_grid_pinpoints") or ()
     try:
-        pairs = json.loads(listed.replace("(", "[").replace(")", "]")) if isinstance(listed, str) else listed
-        return tuple((int(width), int(height)) for width, height in pairs)
-    except (TypeError, ValueError) as exc:
+        pairs = [(width, height) for width, height in (literal_eval(listed) if isinstance(listed, str) else listed)]
+        if any(not isinstance(side, int) for pair in pairs for side in pair):
+            raise TypeError("sides are whole numbers")
+        return tuple(pairs)
+    except (TypeError, ValueError, SyntaxError) as exc:
         raise CheckpointError(
             f"image_grid_pinpoints is {listed!r}; expected pairs of width and height in pixels; correct the config"
         ) from exc

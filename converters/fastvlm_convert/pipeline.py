@@ -50,9 +50,10 @@ from fastvlm_convert.vision_package import (
 from fastvlm_convert.vision_weights import from_checkpoint
 from fastvlm_mlx.bundle import CONFIG, DECODER, PACKAGE, TOKENIZER, VISION
 from fastvlm_mlx.config import ModelConfig, QuantizationConfig, from_dict
-from fastvlm_mlx.errors import CheckpointError, FastVLMError
+from fastvlm_mlx.errors import CheckpointError, ConfigError, FastVLMError
 from fastvlm_mlx.files import replaced_folder, require_space
 from fastvlm_mlx.manifest import CoreMLRecord, Source
+from fastvlm_mlx.views import view_of
 
 DEFAULT_HOME = Path("models") / "converted"
 _HEADERS_BYTES = 32 << 20  # room for the files' headers, the tokenizer and small things
@@ -189,7 +190,17 @@ def _read_model(
     # What the run time will read: a value of another type is found now, not when the bundle is loaded.
     config = from_dict(ModelConfig, json.loads(config.to_json()), where)
     check_tensors(tensors, unknown, config, str(checkpoint.path))
-    return tensors, config, warnings
+    return tensors, _with_tiles_that_can_be_made(config, where, warnings), warnings
+
+
+def _with_tiles_that_can_be_made(config: ModelConfig, where: str, warnings: list[str]) -> ModelConfig:
+    """The config, padding images by default where its AnyRes can't be run."""
+    try:
+        view_of(config, config.image_size)
+    except ConfigError as exc:
+        warnings.append(f"images are padded, not cut into tiles, as {where} asks for what can't be made: {exc}")
+        return dataclasses.replace(config, aspect="pad")
+    return config
 
 
 def _head_is_tied(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> bool:

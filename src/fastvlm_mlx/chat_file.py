@@ -18,7 +18,7 @@ from fastvlm_mlx.chat import Chat, Exchange
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.files import write_text
 from fastvlm_mlx.pictures import Picture, picture_of
-from fastvlm_mlx.vision.anyres import Layout
+from fastvlm_mlx.vision.anyres import NO_NEWLINE, Layout
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
@@ -93,7 +93,7 @@ def read_chat(
         raise InputError(f"{path} is no conversation of this version; expected one that Chat.save wrote")
     try:
         side, shape, *tiles = data.get("view", (None, None))  # older files have none, or one without a grid
-        tiled = grid if grid is not None or aspect is not None or not tiles else tiles[0]
+        tiled = tiles[0] if grid is None and aspect in (None, shape) and tiles else grid
         side, shape = side if resolution is None else resolution, shape if aspect is None else aspect
         chat = Chat(model, (), data["system"], side, shape, data["overflow"] if overflow is None else overflow, tiled)
         return _restore(chat, data, model, path)
@@ -106,6 +106,8 @@ def _restore(chat: Chat, data: dict[str, Any], model: FastVLM, path: Path) -> Ch
         raise InputError(f"{path} is of a model with another tokenizer; load that model, or begin a new conversation")
     layouts = dict(data.get("tiles", {}))  # older files have none
     known = {name: _from_png(text, layouts.get(name)) for name, text in data["png"].items()}
+    if model.engine.vision.projector.newline is None and any(p.needs_newline for p in known.values()):
+        raise InputError(f"{path} has images whose {NO_NEWLINE.partition(';')[0]}; load the model that it began with")
     if wrong := [name for name, picture in known.items() if picture.digest.hex() != name]:
         raise ValueError(f"picture {wrong[0]} is another one")
 

@@ -67,14 +67,26 @@ def caption(args: argparse.Namespace, options: GenerationOptions) -> None:
             images that can't be read. Others as `load`.
     """
     from fastvlm_mlx.hub import resolve
+    from fastvlm_mlx.views import view_of
 
     _check(args)
     folder, out, names, ranks = args.folder, args.output, find_images(args.folder), Ranks.join()
     bundle = resolve(args.model, revision=args.revision, local_files_only=args.local_files_only)
+    config = ModelConfig.from_file(Path(bundle) / CONFIG)
+    view_of(config, args.resolution or config.image_size, args.aspect, args.grid)  # before a file is made for nothing
     loading = {name: getattr(args, name) for name in _LOADING}
     files = files_digest(bundle)
-    view = args.resolution, args.aspect
-    job = Job(args.prompt, args.model or "default", files, args.system, *view, loading, options, args.grid)
+    job = Job(
+        args.prompt,
+        args.model or "default",
+        files,
+        args.system,
+        resolution=args.resolution,
+        aspect=args.aspect,
+        grid=args.grid,
+        loading=loading,
+        options=options,
+    )
     if ranks.rank == 0:
         merge_parts(out, job)
     ranks.wait()

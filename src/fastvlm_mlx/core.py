@@ -11,7 +11,7 @@ from fastvlm_mlx import prompt as prompts
 from fastvlm_mlx.answer import AnswerReader, read_answer
 from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.engine import Engine
-from fastvlm_mlx.errors import PromptError
+from fastvlm_mlx.errors import ContextLengthError, PromptError
 from fastvlm_mlx.generation import resident
 from fastvlm_mlx.prompt import Span, Turn
 from fastvlm_mlx.speculation import check_draft, speculate
@@ -79,8 +79,21 @@ class Core:
         return self.open_as(images, self.view(resolution, aspect, grid), clock)
 
     def open_as(self, images: Sequence[ImageInput], view: View, clock: Clock) -> list[Picture]:
-        """`open_images` in a checked view."""
-        pictures = [self.engine.vision.open(image, view) for image in images]
+        """`open_images` in a checked view.
+
+        Raises:
+            ContextLengthError: they fill the context; what is left of them is then not even read.
+        """
+        pictures: list[Picture] = []
+        taken, most = 0, self.config.context_length
+        for image in images:
+            pictures.append(self.engine.vision.open(image, view))
+            taken += pictures[-1].tokens
+            if taken >= most and len(images) > 1:
+                raise ContextLengthError(
+                    f"{len(pictures)} of {len(images)} images take {taken} positions, the model's context is {most}; "
+                    "show fewer, or lower the resolution"
+                )
         clock.preprocess += clock.watch.lap()
         return pictures
 
@@ -102,7 +115,7 @@ class Core:
         room = prompts.check_context(spans, self.config.context_length)
         engine, draft, most = self.engine, options.draft, min(options.max_tokens, room)
         if draft:
-            check_draft(self, draft, spans, bool(pictures))
+            check_draft(self, draft, spans, pictures)
         with resident(self.decoder):
             prompt = engine.prefill(spans, pictures, options, clock)
             if draft:

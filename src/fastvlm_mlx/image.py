@@ -8,7 +8,6 @@ Source: apple/ml-fastvlm 592b4ad, llava/mm_utils.py:152-180; transformers 4.48.3
 from __future__ import annotations
 
 import io
-import math
 import os
 import threading
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 500_000_000  # the official code's limit; Pillow's own refuses 200-megapixel phones
 MAX_SIDE = 65_536  # pixels; pictures of one row and a million columns have no use and cost gigabytes
+LARGER_BY = 1.02  # a side that aspect "native" takes for a multiple of 64, to what is left of it
 _BAND_ROWS = 512  # rows of the padded square that exist at a time
 _OPENING = threading.Lock()
 _BICUBIC = Image.Resampling.BICUBIC
@@ -66,8 +66,9 @@ def fit(picture: Image.Image, resolution: int, aspect: str) -> np.ndarray:
 def native_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
     """The size that aspect "native" gives a picture.
 
-    Its longer side is `longest`, so that it is seen as large as in a padded square; the other one is the nearest
-    multiple of 64 to what the picture's shape asks for, at least 64.
+    Its longer side is `longest`, so that it is seen as large as in a padded square; the other one is what the picture's
+    shape asks for, up to the next multiple of 64. Down to the one before where that makes it at most 2 % smaller: a
+    row of positions for a few lines is dear. So none of the positions is all black.
 
     Args:
         size: (width, height) of the picture in pixels.
@@ -76,9 +77,14 @@ def native_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
     Returns:
         (width, height) in pixels.
     """
-    width, height = (longest * side / max(size) for side in size)
-    across, down = (max(DOWNSAMPLING * math.floor(side / DOWNSAMPLING + 0.5), DOWNSAMPLING) for side in (width, height))
+    across, down = (_whole(longest * side / max(size)) for side in size)
     return across, down
+
+
+def _whole(pixels: float) -> int:
+    """A side in whole positions."""
+    below = int(pixels // DOWNSAMPLING) * DOWNSAMPLING
+    return below if below * LARGER_BY >= pixels else below + DOWNSAMPLING
 
 
 def check_view(resolution: int, aspect: str) -> None:
@@ -206,7 +212,7 @@ def _stretch(picture: Image.Image, side: int) -> Image.Image:
 
 
 def _native(picture: Image.Image, longest: int) -> Image.Image:
-    """As large as it fits into its size without another shape, centred on black: a few lines at two sides."""
+    """As large as it fits into its size without another shape, centred on black: less than half a position a side."""
     width, height = native_size(picture.size, longest)
     scale = min(width / picture.width, height / picture.height)
     fitted = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)

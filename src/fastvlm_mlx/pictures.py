@@ -60,6 +60,11 @@ class Picture:
             return self.layout.tokens
         return (self.size[0] // DOWNSAMPLING) * (self.size[1] // DOWNSAMPLING)
 
+    @property
+    def needs_newline(self) -> bool:
+        """Whether only a projector with AnyRes' line break can embed it."""
+        return self.layout is not None and self.layout.merge == "spatial_unpad"
+
     def batch(self) -> np.ndarray:
         """(B, H, W, 3) uint8 for the encoder: one image, or all tiles."""
         pixels = self.make_pixels()

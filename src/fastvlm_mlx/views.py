@@ -10,7 +10,7 @@ import numpy as np
 from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig
 from fastvlm_mlx.errors import ConfigError, ContextLengthError, InputError
 from fastvlm_mlx.image import check_view, fit
-from fastvlm_mlx.vision.anyres import MERGES, Layout, choose_grid, cut, parse_grid
+from fastvlm_mlx.vision.anyres import MERGES, NO_NEWLINE, Layout, choose_grid, cut, parse_grid
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,12 +26,14 @@ class View:
         aspect: of `types.ASPECTS`.
         grids: for "anyres", (columns, rows) of each grid that a picture may be cut into, at least one.
         merge: for "anyres", how the tiles' positions stand in a prompt; see `vision.anyres.Layout`.
+        context: positions of a prompt at most; an image that takes as many is refused before it is cut. 0: any.
     """
 
     side: int
     aspect: str = "pad"
     grids: tuple[tuple[int, int], ...] = ()
     merge: str = "flat"
+    context: int = 0
 
     @property
     def tokens(self) -> int | None:
@@ -43,11 +45,20 @@ class View:
 
         Args:
             size: (width, height) of the picture in pixels.
+
+        Raises:
+            ContextLengthError: it would fill the context.
         """
         if self.aspect != "anyres":
             return None
         width, height = choose_grid(size, [(columns * self.side, rows * self.side) for columns, rows in self.grids])
-        return Layout(width // self.side, height // self.side, self.side, self.merge, size)
+        layout = Layout(width // self.side, height // self.side, self.side, self.merge, size)
+        if self.context and layout.tokens >= self.context:  # before the tiles fill the memory
+            raise ContextLengthError(
+                f"the image has {layout.tokens} positions in {layout.columns}x{layout.rows} tiles of {self.side} px, "
+                f"the model's context is {self.context}; choose a smaller grid or lower the resolution"
+            )
+        return layout
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """What the encoder gets of an upright RGB picture.
@@ -70,31 +81,27 @@ def view_of(config: ModelConfig, side: int, aspect: str | None = None, grid: str
 
     Raises:
         ResolutionError: not a multiple of 64. InputError: unknown aspect, a grid that isn't one or that the model
-            doesn't have, none at all. ContextLengthError: the grid has more positions than the context. ConfigError:
-            the config's grids aren't of whole tiles, or "spatial_unpad" without the weights of its line break.
+            doesn't have, none at all. ConfigError: the config's grids aren't of whole tiles, or "spatial_unpad"
+            without the weights of its line break.
     """
     chosen = aspect or config.aspect
     check_view(side, chosen)
+    side = int(side)  # NumPy's numbers are no JSON, and would be another view in digests
     if chosen != "anyres":
         if grid is not None:
-            raise InputError(f"a grid is for aspect='anyres', and aspect is {chosen!r}; leave one of them out")
+            cure = "leave one of them out" if aspect else "give aspect 'anyres', too"
+            raise InputError(f"a grid is for aspect 'anyres', and aspect is {chosen!r}; {cure}")
         return View(side, chosen)
     _check_merge(config)
     known = grids_of(config)
     if grid is None:
         if not known:
             raise InputError("this model has no grids of its own; say which one to cut images into, such as grid='2x2'")
-        return View(side, chosen, known, config.patch_merge_type)
+        return View(side, chosen, known, config.patch_merge_type, config.context_length)
     columns, rows = parse_grid(grid)
     if known and (columns, rows) not in known:
         raise InputError(f"the model's grids are {_names(known)}, not {grid}; choose one of them, or leave grid out")
-    positions = (columns * rows + 1) * (side // DOWNSAMPLING) ** 2
-    if positions >= config.context_length:  # before the tiles fill the memory
-        raise ContextLengthError(
-            f"a grid of {grid} tiles of {side} px has {positions} positions, the model's context is "
-            f"{config.context_length}; choose a smaller grid or lower the resolution"
-        )
-    return View(side, chosen, ((columns, rows),), config.patch_merge_type)
+    return View(side, chosen, ((columns, rows),), config.patch_merge_type, config.context_length)
 
 
 def grids_of(config: ModelConfig) -> tuple[tuple[int, int], ...]:
@@ -117,10 +124,7 @@ def _check_merge(config: ModelConfig) -> None:
     if config.patch_merge_type not in MERGES:
         raise ConfigError(f"patch_merge_type is {config.patch_merge_type!r}; this version knows {', '.join(MERGES)}")
     if config.patch_merge_type == "spatial_unpad" and not config.image_newline:
-        raise ConfigError(
-            "patch_merge_type is 'spatial_unpad', and the weights have no image_newline to end its lines with; "
-            "convert a checkpoint that has it, or use another aspect, such as 'pad'"
-        )
+        raise ConfigError(NO_NEWLINE)
 
 
 def _names(grids: tuple[tuple[int, int], ...]) -> str:

@@ -95,7 +95,7 @@ def test_aspect(checkpoint, value, aspect):
     assert read(changed(config_of(checkpoint("tiny")), {"image_aspect_ratio": value})).aspect == aspect
 
 
-@pytest.mark.parametrize("written", [[[256, 512], [512, 256]], "[(256, 512), (512, 256)]", "[[256,512],[512,256]]"])
+@pytest.mark.parametrize("written", [[[256, 512], [512, 256]], "[(256, 512), (512, 256),]", "[[256,512],[512,256]]"])
 def test_anyres_with_grids(checkpoint, written):
     """Lists, or text, as LLaVA's training writes them."""
     config = config_of(checkpoint("tiny"))
@@ -103,7 +103,7 @@ def test_anyres_with_grids(checkpoint, written):
     assert (found.aspect, found.grid_pinpoints) == ("anyres", ((256, 512), (512, 256)))
 
 
-@pytest.mark.parametrize("written", [[256, 512], "2x2", [[256]], 7])
+@pytest.mark.parametrize("written", [[256, 512], "2x2", [[256]], 7, [[256.9, 512]], "[(1e999, 256)]", "[("])
 def test_grids_that_are_none(checkpoint, written):
     with pytest.raises(CheckpointError, match="expected pairs of width and height in pixels"):
         read(changed(config_of(checkpoint("tiny")), {"image_grid_pinpoints": written}))

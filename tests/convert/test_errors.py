@@ -14,6 +14,7 @@ import pytest
 from fastvlm_convert import mlx_weights
 from fastvlm_convert.pipeline import Options, convert
 from fastvlm_mlx import files
+from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.errors import CheckpointError, DiskSpaceError, FastVLMError, InputError, WeightsError
 from support.layouts import to_bin_shards, to_mlx_vlm, to_sharded
 
@@ -214,6 +215,16 @@ def test_anyres_without_grids_is_warned_about(checkpoint, tmp_path):
     (source / "config.json").write_text(json.dumps(config | {"image_grid_pinpoints": None}))
     warnings = convert(source, tmp_path / "other").warnings
     assert any("AnyRes tiles and names no grid: images are padded" in warning for warning in warnings)
+
+
+def test_anyres_that_can_not_be_run_is_warned_about(checkpoint, tmp_path):
+    source, bundle = shutil.copytree(checkpoint("tiny-newline"), tmp_path / "source"), tmp_path / "bundle"
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"image_grid_pinpoints": [[300, 512]]}))
+    (warning,) = (text for text in convert(source, bundle).warnings if "tiles" in text)
+    assert warning.startswith("images are padded, not cut into tiles, as ")
+    assert "300 x 512 px, no grid of whole tiles of the model's 256 px" in warning
+    assert ModelConfig.from_file(bundle / "config.json").aspect == "pad"
 
 
 @pytest.mark.parametrize(

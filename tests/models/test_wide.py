@@ -16,7 +16,7 @@ from support.plans import planned
 
 
 def test_everything_is_in_the_cut_and_the_questions_are_the_scene_s_own() -> None:
-    made, seed = list(wide_scenes("held-out", 30, width=128)), 0
+    made, seed = list(wide_scenes("held-out", 60, width=128)), 0
     kinds = set()
     for image, questions in made:
         while not np.array_equal(make_scene(seed, "held-out", 128).image[32:96], image):
@@ -27,6 +27,11 @@ def test_everything_is_in_the_cut_and_the_questions_are_the_scene_s_own() -> Non
         for thing in plan.things:
             assert thing.y - thing.radius > 0.25
             assert thing.y + thing.radius < 0.75
+        if plan.lettering:
+            half = plan.lettering.extent[1] / 2
+            assert plan.lettering.y - half > 0.25
+            assert plan.lettering.y + half < 0.75
+        assert len(plan.things) < 2 or "describe" not in {question.kind for question in questions}
         kinds |= {question.kind for question in questions}
         seed += 1
     assert {"colour", "kind", "count", "presence", "reading", "describe"} <= kinds

@@ -84,6 +84,18 @@ def test_a_line_break_that_is_not_there():
         merge(numbered(layout), layout, None)
 
 
+def test_a_side_that_rounding_would_make_too_large():
+    """2998 * (768 / 2998) is a little above 768 in floating point."""
+    found = cut(Image.new("RGB", (2998, 2998), "white"), Layout(1, 1, 768, "flat", (2998, 2998)))
+    assert found.shape == (2, 768, 768, 3)
+    assert found.min() == 255
+
+
+def test_a_narrow_picture_s_columns_are_cut_off_not_rounded():
+    layout = Layout(2, 2, 256, "spatial_unpad", (59, 100))  # 4.72 of 8 columns: 4, so 2 go on each side
+    assert layout.kept() == (range(8), range(2, 6))
+
+
 def test_tiles_of_a_picture_that_is_narrower_than_its_grid():
     """Four columns of one colour each, two of them padding."""
     picture = Image.fromarray(np.array([[[200, 0, 0], [0, 200, 0]]], np.uint8)).resize((128, 128), Image.NEAREST)
@@ -108,12 +120,18 @@ def test_a_single_square_has_no_tiles():
 
 BROKEN: list[tuple[dict[str, object], dict[str, object], type[FastVLMError], str]] = [
     ({}, {"grid": "4x1"}, InputError, "the model's grids are 1x2, 2x1, 2x2, 3x1, 1x3, not 4x1; choose one of them"),
-    ({}, {"grid": "2x2", "aspect": "pad"}, InputError, "a grid is for aspect='anyres', and aspect is 'pad'"),
+    (
+        {},
+        {"grid": "2x2", "aspect": "pad"},
+        InputError,
+        "for aspect 'anyres', and aspect is 'pad'; leave one of them out",
+    ),
+    ({"aspect": "pad"}, {"grid": "2x2"}, InputError, "aspect is 'pad'; give aspect 'anyres', too"),
     ({}, {"side": 100}, ResolutionError, "got 100"),
     ({}, {"aspect": "tiles"}, InputError, "aspect must be one of pad, crop, stretch, native, anyres"),
     ({"grid_pinpoints": ()}, {}, InputError, "this model has no grids of its own; say which one"),
-    ({"grid_pinpoints": ()}, {"grid": "30x30"}, ContextLengthError, "30x30 tiles of 256 px has 14416 positions"),
     ({"grid_pinpoints": ((256, 500),)}, {}, ConfigError, "256 x 500 px, no grid of whole tiles of the model's 256 px"),
+    ({"grid_pinpoints": ((300, 512),)}, {}, ConfigError, "300 x 512 px"),
     ({"grid_pinpoints": ((0, 256),)}, {}, ConfigError, "0 x 256 px"),
     ({"image_newline": False}, {}, ConfigError, "'spatial_unpad', and the weights have no image_newline"),
     ({"patch_merge_type": "pile"}, {}, ConfigError, "patch_merge_type is 'pile'; this version knows flat, spatial,"),
@@ -128,12 +146,28 @@ def test_bad_views(bundle, change, view, error, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_grid_that_fills_the_context():
+    """Counted as the picture takes it, before it is cut."""
+    view = View(1024, "anyres", ((6, 6),), "spatial_unpad", 8192)
+    assert view.layout((1600, 900)).tokens == 256 + 54 * 97
+    with pytest.raises(
+        ContextLengthError, match="has 9568 positions in 6x6 tiles of 1024 px, the model's context is 8192"
+    ):
+        view.layout((900, 900))
+    exact = View(64, "anyres", ((2, 2),), "flat", 5)
+    with pytest.raises(ContextLengthError, match="has 5 positions"):
+        exact.pixels(Image.new("RGB", (9, 9)))
+    assert dataclasses.replace(exact, context=6).layout((9, 9)).tokens == 5
+
+
 def test_views(bundle):
     config = ModelConfig.from_file(bundle("tiny-newline") / "config.json")
     assert config.aspect == "anyres"
-    whole = View(128, "anyres", ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)), "spatial_unpad")
+    most = config.context_length
+    whole = View(128, "anyres", ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)), "spatial_unpad", most)
     assert view_of(config, 128) == whole
-    assert view_of(config, 128, grid="3x1") == View(128, "anyres", ((3, 1),), "spatial_unpad")
+    assert view_of(config, np.int64(128), grid="3x1") == View(128, "anyres", ((3, 1),), "spatial_unpad", most)
+    assert type(view_of(config, np.int64(128), "pad").side) is int
     assert view_of(config, 128, "crop") == View(128, "crop")
     assert whole.tokens is None
     assert whole.layout((10, 10)) == Layout(1, 2, 128, "spatial_unpad", (10, 10))

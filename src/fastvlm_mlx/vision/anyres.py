@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 MERGES = ("flat", "spatial", "spatial_unpad")
+NO_NEWLINE = (
+    "tiles are merged by 'spatial_unpad', and the weights have no image_newline to end their lines with; convert a "
+    "checkpoint that has it, or use another aspect, such as 'pad'"
+)
 _BICUBIC = Image.Resampling.BICUBIC
 _GRID = re.compile(r"([1-9][0-9]{0,2})x([1-9][0-9]{0,2})")
 
@@ -133,7 +137,8 @@ def cut(picture: Image.Image, layout: Layout) -> np.ndarray:
 def merge(tiles: mx.array, layout: Layout, newline: mx.array | None = None) -> mx.array:
     """Positions of all tiles, in the order in which they stand in a prompt.
 
-    A single tile, a picture that was not cut, is all of its positions, and for "spatial_unpad" one line break.
+    A single tile is all of its positions, and for "spatial_unpad" one line break; no view of ours makes one, as beside
+    any grid there is the whole picture.
 
     Args:
         tiles: (T, N, D) embeddings, the whole picture first, row-major over each tile.
@@ -148,22 +153,20 @@ def merge(tiles: mx.array, layout: Layout, newline: mx.array | None = None) -> m
     """
     import mlx.core as mx
 
-    broken = layout.merge == "spatial_unpad"
     width = tiles.shape[-1]
-    if broken and newline is None:
-        raise ConfigError(
-            "tiles are merged by 'spatial_unpad', and the weights have no image_newline to end their lines with; "
-            "convert a checkpoint that has it, or use another aspect, such as 'pad'"
-        )
-    line_break = newline.astype(tiles.dtype) if newline is not None else None
-    if len(tiles) == 1 and line_break is not None and broken:
-        return mx.concatenate([tiles[0], line_break[None]])
-    if len(tiles) == 1 or layout.merge == "flat":
+    line_break = None
+    if layout.merge == "spatial_unpad":
+        if newline is None:
+            raise ConfigError(NO_NEWLINE)
+        line_break = newline.astype(tiles.dtype)
+    if len(tiles) == 1:
+        return tiles[0] if line_break is None else mx.concatenate([tiles[0], line_break[None]])
+    if layout.merge == "flat":
         return tiles.reshape(-1, width)
     n = layout.side // DOWNSAMPLING
     grid = tiles[1:].reshape(layout.rows, layout.columns, n, n, width).transpose(0, 2, 1, 3, 4)
     grid = grid.reshape(layout.rows * n, layout.columns * n, width)
-    if line_break is not None and broken:
+    if line_break is not None:
         lines, columns = layout.kept()
         grid = grid[lines.start : lines.stop, columns.start : columns.stop]
         ends = mx.broadcast_to(line_break, (len(lines), 1, width))
