@@ -17,6 +17,7 @@ from fastvlm_bench.runner import Plan
 from fastvlm_bench.sizes import SIZES
 from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.files import write_text
+from fastvlm_mlx.types import ASPECTS
 
 OTHERS = {
     "accuracy": accuracy.main,
@@ -63,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="UNITS",
         help="where Core ML may run: CPU_AND_NE (default), ALL, CPU_AND_GPU, CPU_ONLY",
     )
+    parser.add_argument("--aspect", help=f"{', '.join(ASPECTS)} (default: a square, as the model makes it)")
+    parser.add_argument("--grid", metavar="CxR", help="columns and rows of anyres' tiles (default: the model's best)")
     parser.add_argument("--image", metavar="FILE", help="a photo of yours (default: a synthetic one)")
     usual = Plan()
     for name, count, text in (
@@ -103,6 +106,8 @@ def _bench(args: argparse.Namespace) -> None:
         warmup=args.warmup,
         prompt_tokens=args.prompt_tokens,
         max_tokens=args.max_tokens,
+        aspect=args.aspect,
+        grid=args.grid,
     )
     for option, path in (("--json", args.json), ("--csv", args.csv)):
         if path:
@@ -122,7 +127,7 @@ def _bench(args: argparse.Namespace) -> None:
     from fastvlm_bench.tables import format_report
     from fastvlm_mlx.measurement_cache import save_measurements
 
-    baseline = read_baseline(args.baseline, plan, describe_image(args.image)) if args.baseline else None
+    baseline = read_baseline(args.baseline, plan, describe_image(args.image, plan)) if args.baseline else None
     report = measure(wanted, plan, args.image, load=not args.no_load, roofline=not args.no_roofline)
     if args.json:
         write_text(args.json, to_json(report))

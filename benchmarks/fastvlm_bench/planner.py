@@ -22,6 +22,7 @@ from fastvlm_bench.front import (
 from fastvlm_bench.plan_report import Planned, format_plan, to_json
 from fastvlm_mlx import __version__
 from fastvlm_mlx.commands import add_common, run
+from fastvlm_mlx.config import DOWNSAMPLING
 from fastvlm_mlx.errors import FastVLMError, InputError
 from fastvlm_mlx.files import write_text
 from fastvlm_mlx.latency import Latency, latencies
@@ -58,6 +59,16 @@ def _parse(option: str, text: str, units: Mapping[str, float], examples: str) ->
     if not (value > 0 and math.isfinite(value)):
         raise InputError(f"{option} must be above 0, such as {examples}; got {text!r}")
     return value
+
+
+def _check_squares(report: Report) -> None:
+    """Raise InputError for times of tiles or of images in their own shape: they say nothing about a square."""
+    points = (point for points in report.points for point in points)
+    if any(point.image_tokens != (point.resolution // DOWNSAMPLING) ** 2 for point in points):
+        raise InputError(
+            f"{report.where} was measured of tiles or of an image's own shape, plans need whole squares; measure without "
+            "--aspect"
+        )
 
 
 def make_plan(reports: Sequence[Report], budget: Budget, text_tokens: int | None = None) -> Planned:
@@ -163,6 +174,8 @@ def _plan(args: argparse.Namespace) -> None:
 def _reports(names: Sequence[str]) -> list[Report]:
     if names:
         reports = sorted(map(read_report, names), key=lambda report: report.date)
+        for report in reports:
+            _check_squares(report)
         _check_machines(reports)
         return reports
     if found := saved_measurements():

@@ -45,6 +45,8 @@ def test_resolutions_to_table_and_json(capsys, tiny, tmp_path):
         "warmup": 1,
         "prompt_tokens": 24,
         "max_tokens": 4,
+        "aspect": None,
+        "grid": None,
     }
     assert [run["resolution"] for run in data["runs"]] == [64, 128, 128, 64, 128, 64, 64, 128]
     assert [run["warmup"] for run in data["runs"]] == [True] * 2 + [False] * 6

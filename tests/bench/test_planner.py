@@ -188,6 +188,13 @@ def test_what_was_measured_here(capsys):
     assert len(rows(capsys.readouterr().out)) == 4
 
 
+def test_a_report_of_tiles(capsys, saved):
+    """1,280 positions at 1024 px: the times of something else."""
+    path = saved(SUBJECTS[:1], [point(0, 1024, 500, 300) | {"image_tokens": 1280, "prompt_tokens": 1304}])
+    assert main(["plan", "--ttft", "1s", "--from", path]) == 2
+    assert "was measured of tiles or of an image's own shape" in capsys.readouterr().err
+
+
 def test_several_reports(capsys, saved):
     first = saved(SUBJECTS[:1], POINTS[:1], "a.json", date="2026-11-22T10:00:00+00:00")
     second = saved(SUBJECTS[:1], [point(0, 256, 1, 1), POINTS[1]], "b.json")
