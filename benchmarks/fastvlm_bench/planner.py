@@ -66,8 +66,8 @@ def _check_squares(report: Report) -> None:
     points = (point for points in report.points for point in points)
     if any(point.image_tokens != (point.resolution // DOWNSAMPLING) ** 2 for point in points):
         raise InputError(
-            f"{report.where} was measured of tiles or of an image's own shape, plans need whole squares; measure without "
-            "--aspect"
+            f"{report.where} was measured of tiles or of an image's own shape, plans need whole squares; measure "
+            "without --aspect"
         )
 
 
