@@ -105,15 +105,12 @@ class VideoFile:
         found: dict[int, Frame] = {}
         keys, cursor = sorted(self._keys), _Cursor(self._rewind())
         for time in times:
-            key = keys[max(bisect_right(keys, time) - 1, 0)]
+            key = keys[bisect_right(keys, time) - 1]
             if self._seeks and key > (self._times[0] if cursor.time is None else cursor.time):
                 # By when it is seen, as most containers have it, or by when it is decoded.
                 self._seeks = any(cursor.seek(place, time) for place in (key, self._keys[key]))
                 cursor = cursor if self._seeks else _Cursor(self._rewind())
             frame = cursor.seen_at(time)
-            if self._seeks and cursor.time != time:
-                self._seeks, cursor = False, _Cursor(self._rewind())
-                frame = cursor.seen_at(time)
             if frame is not None and frame.pts not in found:
                 found[frame.pts] = self._frame(frame)
         if not found:
@@ -197,29 +194,31 @@ class _Cursor:
 
 def _decode(stream: VideoStream) -> Iterator[VideoFrame]:
     """All frames from where the stream's container is, in order of time."""
-    frames: Iterator[VideoFrame] = stream.container.decode(stream)
-    return frames
+    return (frame for frame in stream.container.decode(stream) if frame.pts is not None)
 
 
 def _index(stream: VideoStream, name: str) -> tuple[list[int], dict[int, int], int]:
     """When frames begin; when key frames do, and when they are decoded; when the last one ends. Nothing is decoded."""
     keys: dict[int, int] = {}
     durations: dict[int, int] = {}
+    untimed = False
     for packet in stream.container.demux(stream):
         if not packet.size or packet.is_discard:  # the last one is empty; what an edit list cuts off isn't shown
             continue
-        time = packet.dts if packet.pts is None else packet.pts
-        if time is None:
-            raise ImageError(f"{name} has no timestamps; put it into a container such as MP4 first")
-        durations[time] = packet.duration or 0
+        if packet.pts is None:
+            untimed = True
+            continue
+        durations[packet.pts] = packet.duration or 0
         if packet.is_keyframe:
-            keys[time] = time if packet.dts is None else packet.dts
+            keys[packet.pts] = packet.pts if packet.dts is None else packet.dts
     if not durations:
-        raise ImageError(f"{name} has no frames; it may be truncated or damaged")
+        remedy = "no timestamps; put it into a container such as MP4" if untimed else "no frames; it may be truncated"
+        raise ImageError(f"{name} has {remedy}")
     times = sorted(durations)
+    keys.setdefault(times[0], times[0])  # its key frame may be cut off
     gaps = [after - before for before, after in pairwise(times)]
     last = durations[times[-1]] or (median_low(gaps) if gaps else 1)
-    return times, keys or {times[0]: times[0]}, times[-1] + last
+    return times, keys, times[-1] + last
 
 
 def _axes(frame: VideoFrame) -> tuple[int, ...]:

@@ -125,6 +125,26 @@ def test_an_index_that_leads_elsewhere(tmp_path, monkeypatch):
     assert (asked, len(begun)) == ([400, 400], 2)  # frame 4 is a key frame, stored as it is seen
 
 
+def test_a_container_that_leads_into_the_middle(tmp_path, monkeypatch):
+    """A transport stream with every frame taken for a key frame: what is decoded from there is no picture."""
+    index = video_file._index
+
+    def all_keys(stream, name):
+        times, _, end = index(stream, name)
+        return times, {time: time for time in times}, end
+
+    monkeypatch.setattr(video_file, "_index", all_keys)
+    assert numbers_of(read_frames(write_video(tmp_path / "clip.ts", [3] * 6 + [5] * 6, gop=50), 4)) == [3, 3, 5, 5]
+
+
+def test_a_beginning_that_is_cut_off(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", gop=5, cut_ms=300)
+    frames = read_frames(path, 12)
+    assert numbers_of(frames) == list(range(3, 12))
+    assert [frame.time for frame in frames] == pytest.approx([number / 10 for number in range(9)], abs=1e-3)
+    assert numbers_of(read_frames(path, 3)) == [4, 7, 10]
+
+
 def test_bytes_and_file_objects(tmp_path):
     path = write_video(tmp_path / "clip.mp4")
 
@@ -154,9 +174,28 @@ def write_sound(path):
         out.writeframes(bytes(4000))
 
 
+def song_with_a_cover(path):
+    """An MP3 after an ID3 tag with a picture, which FFmpeg takes for a video stream."""
+    jpeg = io.BytesIO()
+    solid(COLOURS[1]).save(jpeg, "JPEG")
+    content = b"\0image/jpeg\0\x03\0" + jpeg.getvalue()
+    tag = b"APIC" + len(content).to_bytes(4, "big") + b"\0\0" + content
+    sound = io.BytesIO()
+    with av.open(sound, "w", format="mp3", options={"id3v2_version": "0"}) as out:
+        stream = out.add_stream("libmp3lame", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.int16), format="s16", layout="mono")
+        frame.rate = 44100
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    size = bytes(len(tag) >> shift & 127 for shift in (21, 14, 7, 0))
+    path.write_bytes(b"ID3\x03\0\0" + size + tag + sound.getvalue())
+
+
 def test_what_is_no_video(tmp_path):
     good = write_video(tmp_path / "good.mp4").read_bytes()
     write_sound(tmp_path / "sound.mp4")
+    song_with_a_cover(tmp_path / "song.mp3")
+    write_video(tmp_path / "video.h264", codec="libx264")
     for name, data in {"empty.mp4": b"", "text.mp4": b"hello world" * 50, "cut.mp4": good[: len(good) // 2]}.items():
         (tmp_path / name).write_bytes(data)
     wrong = {
@@ -165,6 +204,8 @@ def test_what_is_no_video(tmp_path):
         "text.mp4": "is empty or no video that PyAV reads",
         "cut.mp4": "no video that PyAV reads|it may be truncated",  # what it holds stands at the end of an MP4
         "sound.mp4": "has no pictures, only sound or other data; give a file with a video track",
+        "song.mp3": "has no pictures, only sound or other data",
+        "video.h264": "has no timestamps; put it into a container such as MP4",
         "a\0b.mp4": "can't be read .*check the path",
     }
     for name, message in wrong.items():

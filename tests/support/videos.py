@@ -41,6 +41,7 @@ def write_video(
     b_frames: int = 0,
     matrix: Sequence[int] | None = None,
     pixel: Fraction | None = None,
+    cut_ms: int = 0,
 ) -> Path:
     """A video of pictures, or numbers of COLOURS.
 
@@ -53,12 +54,13 @@ def write_video(
         b_frames: frames that are stored after one that follows them.
         matrix: how it is to be turned.
         pixel: shape of a pixel, width to height.
+        cut_ms: so much of its beginning is cut off, in an MP4 by an edit list.
     """
     import av
 
     shown = [solid(COLOURS[p]) if isinstance(p, int) else p for p in pictures]
     times = times_ms or range(0, 100 * len(shown), 100)
-    with av.open(str(path), "w") as out:
+    with av.open(str(path), "w", options={"avoid_negative_ts": "disabled"} if cut_ms else {}) as out:
         stream = out.add_stream(codec, rate=10)
         stream.width, stream.height = shown[0].size
         stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
@@ -73,7 +75,9 @@ def write_video(
         for time, picture in zip(times, shown, strict=True):
             frame = av.VideoFrame.from_image(picture)
             frame.pts, frame.time_base = time, Fraction(1, 1000)
-            out.mux(stream.encode(frame))
+            for packet in stream.encode(frame):
+                packet.pts, packet.dts = packet.pts - cut_ms, packet.dts - cut_ms
+                out.mux(packet)
         out.mux(stream.encode())
     return path
 
