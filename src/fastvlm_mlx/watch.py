@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -203,7 +204,9 @@ class _Asker:
         common = common_length(before.keys, keys)
         engine.prefixes.drop(before.keys, max(common, before.own))
         known = engine.prefixes.match(keys)
-        own = known if known > common else min(before.own, known)
+        own = min(before.own, known)
+        if known > common:  # others asked that before; where they asked all of it, what follows may be theirs, too
+            own = known if known < len(keys) else sys.maxsize
         if before.digest == picture.digest:
             return own, before.digest
         if before.digest is not None:

@@ -97,11 +97,13 @@ def test_nothing_piles_up_under_questions_that_change(tiny):
 
 def test_what_was_known_before_stays(tiny):
     """Of a picture that was asked about before, and of a text with the same beginning."""
-    tiny.generate(RED, PROMPT, **SHORT)
+    said = tiny.generate(RED, PROMPT, **SHORT).token_ids
     tiny.generate(None, [5, 6, 1, 2], **SHORT)
     list(answers(tiny, [GREY[0], RED, GREY[1], BLUE]))
+    # The first question and two of its answer's tokens, what the second has beside it, and of the last frame likewise.
+    assert kept(tiny)[0] == 11 + 4 + 8
     with counted(tiny) as work:
-        tiny.generate(RED, PROMPT, **SHORT)
+        tiny.generate(RED, [*PROMPT, *said[:2], 1], **SHORT)
         tiny.generate(None, [5, 6, 1, 2], **SHORT)
         tiny.generate(BLUE, [4, -200], **SHORT)  # the last frame's features are there
         tiny.generate(GREY[1], [4, -200], **SHORT)
