@@ -136,7 +136,7 @@ class FastVLM(Core):
         what came before, and a video isn't what the published weights were trained on.
 
         Args:
-            frames: gives images, as in `generate`; it sets the pace and is read ahead of the answers.
+            frames: gives images, as in `generate`, which it doesn't change later. It sets the pace and is read ahead.
             prompt: the question, as in `generate`, or a function that gives it, called with each frame's number.
             system: as in `generate`.
             resolution: as in `generate`.

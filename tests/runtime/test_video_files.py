@@ -42,6 +42,13 @@ def test_containers(tmp_path, ending, options, count):
     assert [frame.time for frame in frames] == pytest.approx([number / 10 for number in right], abs=1e-3)  # of a TS
 
 
+def test_a_video_that_pillow_knows_by_name(tmp_path):
+    path = write_video(tmp_path / "clip.m1v", codec="mpeg1video")
+    with Image.open(path) as picture:
+        assert picture.format == "MPEG"
+    assert numbers_of(read_frames(path, 12)) == list(range(12))
+
+
 def test_timestamps_decide_where_frames_do_not_last_equally_long(tmp_path):
     times = [0, 50, 100, 150, 200, 250, 300, 350, 400, 450, 500, 2500]
     path = write_video(tmp_path / "clip.mkv", times_ms=times, codec="ffv1")

@@ -61,11 +61,13 @@ def write_video(
     shown = [solid(COLOURS[p]) if isinstance(p, int) else p for p in pictures]
     times = times_ms or range(0, 100 * len(shown), 100)
     with av.open(str(path), "w", options={"avoid_negative_ts": "disabled"} if cut_ms else {}) as out:
-        stream = out.add_stream(codec, rate=10)
+        stream = out.add_stream(codec, rate=10 if codec != "mpeg1video" else 25)
         stream.width, stream.height = shown[0].size
         stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
         context = stream.codec_context
-        context.time_base, context.gop_size, context.max_b_frames = Fraction(1, 1000), gop, b_frames
+        context.gop_size, context.max_b_frames = gop, b_frames
+        if codec != "mpeg1video":  # which knows a few rates only
+            context.time_base = Fraction(1, 1000)
         # Fine steps, and no key frames but those: it would make one of each change of colour.
         context.options = {"qmin": "1", "qmax": "2", "sc_threshold": "1000000000"} if codec == "mpeg4" else {}
         if pixel is not None:
