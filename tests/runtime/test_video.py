@@ -97,6 +97,13 @@ def test_scenes_of_a_folder(tmp_path):
     assert numbers_of(read_frames(tmp_path, 4, "scene")) == [2, 9, 9, 5]
 
 
+def test_what_changes_a_little_is_no_cut():
+    """Light that grows by 2% a frame, and one cut: two frames of each half, where its halves begin."""
+    greys = (0, 5, 10, 15, 200, 205, 210, 215)
+    frames = read_frames([solid([grey] * 3) for grey in greys], 4, "scene")
+    assert [frame.image.getpixel((0, 0))[0] for frame in frames] == [0, 10, 200, 210]
+
+
 def test_only_the_chosen_files_are_read(folder):
     (folder / "frame0.png").write_bytes(b"")
     assert len(read_frames(folder, 4)) == 4

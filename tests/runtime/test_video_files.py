@@ -144,12 +144,16 @@ def test_a_container_that_leads_into_the_middle(tmp_path, monkeypatch):
     assert numbers_of(read_frames(write_video(tmp_path / "clip.ts", [3] * 6 + [5] * 6, gop=50), 4)) == [3, 3, 5, 5]
 
 
-def test_a_beginning_that_is_cut_off(tmp_path):
+def test_a_beginning_that_is_cut_off(tmp_path, monkeypatch):
+    opened, rewind = [], video_file.VideoFile._rewind
+    monkeypatch.setattr(video_file.VideoFile, "_rewind", lambda self: opened.append(0) or rewind(self))
     path = write_video(tmp_path / "clip.mp4", gop=5, cut_ms=300)
     frames = read_frames(path, 12)
     assert numbers_of(frames) == list(range(3, 12))
     assert [frame.time for frame in frames] == pytest.approx([number / 10 for number in range(9)], abs=1e-3)
+    opened.clear()
     assert numbers_of(read_frames(path, 3)) == [4, 7, 10]
+    assert len(opened) == 2, "for its index and for its frames: nothing led elsewhere"
 
 
 def test_bytes_and_file_objects(tmp_path):
@@ -158,6 +162,9 @@ def test_bytes_and_file_objects(tmp_path):
     class Pipe(io.BytesIO):
         def seekable(self):
             return False
+
+        def seek(self, *_):
+            raise io.UnsupportedOperation
 
     for source in (str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), Pipe(path.read_bytes())):
         assert numbers_of(read_frames(source, 2)) == [3, 9]
