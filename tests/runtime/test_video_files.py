@@ -225,6 +225,8 @@ def test_what_is_no_video(tmp_path):
     for name, message in wrong.items():
         with pytest.raises(ImageError, match=message):
             read_frames(tmp_path / name)
+    with pytest.raises(ImageError, match="the video file object "):
+        read_frames(io.BytesIO(b"GIF89a"))
     with pytest.raises(ImageError, match="is an address; download"):
         read_frames("https://example.com/clip.mp4")
 
