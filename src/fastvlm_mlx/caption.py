@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING
 from fastvlm_mlx.bundle import MANIFEST
 from fastvlm_mlx.errors import DiskSpaceError, ImageError, InputError
 from fastvlm_mlx.manifest import Manifest
-from fastvlm_mlx.types import BATCH_SIZE, GenerationOptions
+from fastvlm_mlx.types import BATCH_SIZE, IMAGE_SUFFIXES, GenerationOptions
 
 if TYPE_CHECKING:
     from fastvlm_mlx.batch import Request
     from fastvlm_mlx.model import FastVLM
     from fastvlm_mlx.pictures import Picture
 
-SUFFIXES = frozenset([".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".png", ".tif", ".tiff", ".webp"])
 READERS = 2  # threads that decode and resize, which Pillow does without Python's lock
 _AHEAD = 2  # images that an encoder on other hardware is given before their turn
 _ANSWER = ("image", "text", "finish_reason", "tokens")  # of a line; all else tells its job
@@ -106,12 +105,12 @@ def find_images(folder: Path) -> list[str]:
     found = sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in IMAGE_SUFFIXES
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not found:
-        raise InputError(f"{folder} has no image; known endings are {' '.join(sorted(SUFFIXES))}")
+        raise InputError(f"{folder} has no image; known endings are {' '.join(sorted(IMAGE_SUFFIXES))}")
     return found
 
 

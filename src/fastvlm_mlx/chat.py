@@ -109,29 +109,31 @@ class Chat:
         """Of the tokenizer whose ids these are."""
         return self._tokenizer.digest
 
-    def add_image(self, image: ImageInput) -> None:
-        """Add an image, which the next question shows.
+    def add_image(self, *images: ImageInput) -> None:
+        """Add an image, or several such as the frames of a video, which the next question shows.
 
-        It is encoded and prefilled now, while that question is being thought of; under `load(prefix_cache_bytes=0)`
-        it is only read now, as there is nowhere to keep its rows.
+        They are encoded and prefilled now, while that question is being thought of; under `load(prefix_cache_bytes=0)`
+        they are only read now, as there is nowhere to keep their rows.
 
         Raises:
-            ImageError: as `FastVLM.generate`. EncoderError: the bundle has no vision weights. ContextLengthError: it
-                doesn't fit. InputError: an answer is being streamed. The conversation is then as before.
+            ImageError: as `FastVLM.generate`. EncoderError: the bundle has no vision weights. ContextLengthError: they
+                don't fit. InputError: an answer is being streamed. The conversation is then as before.
         """
         self._check_idle()
         resolution, aspect, grid = self.view
-        self.show(self._model.open_images([image], resolution, aspect, Clock(), grid)[0])
+        self.show(*self._model.open_images(images, resolution, aspect, Clock(), grid))
 
-    def show(self, picture: Picture) -> None:
-        """Add a picture of `FastVLM.open_images`; see `add_image`."""
+    def show(self, *pictures: Picture) -> None:
+        """Add pictures of `FastVLM.open_images`; see `add_image`."""
         self._check_idle()
-        unseen = (*self.unseen, picture)
+        if not pictures:
+            return
+        unseen = (*self.unseen, *pictures)
         opening = prompts.place_images("", len(unseen)).removesuffix("\n")
         begun = self._model.tokenize([Turn("user", opening)])
         begun = begun[: len(begun) - begun[::-1].index(IMAGE_TOKEN_ID)]
-        left_out, spans, pictures = self._prompt(begun, unseen, self._latest)
-        self._model.look(spans, pictures)
+        left_out, spans, shown = self._prompt(begun, unseen, self._latest)
+        self._model.look(spans, shown)
         self.unseen, self.left_out = unseen, left_out
 
     def ask(self, question: str, **options: Unpack[OptionArgs]) -> GenerationResult:

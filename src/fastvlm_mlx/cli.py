@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from fastvlm_mlx.files import file_at
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
-    from fastvlm_mlx.types import GenerationResult, ImageInput, OptionArgs
+    from fastvlm_mlx.types import Frame, GenerationResult, ImageInput, OptionArgs
 
 _CACHE_OPTIONS = ("kv_bits", "kv_group_size", "max_kv_size", "prefill_step_size", "num_draft_tokens")
 
@@ -93,16 +94,25 @@ def _images(names: Sequence[str]) -> list[ImageInput]:
     return [sys.stdin.buffer.read() if name == "-" else name for name in names]
 
 
+def _frames(args: argparse.Namespace) -> list[Frame]:
+    """Of all videos; before a model is downloaded or loaded for nothing."""
+    if not args.video:
+        return []
+    from fastvlm_mlx.video import read_frames
+
+    return [frame for name in args.video for frame in read_frames(name, args.frames, args.sampling)]
+
+
 def _generate(args: argparse.Namespace) -> None:
     from fastvlm_mlx.answer import last_result
     from fastvlm_mlx.types import GenerationOptions
 
-    if not args.image and args.prompt is None:
-        raise InputError("give --image FILE, --prompt TEXT, or both")
+    if not args.image and not args.video and args.prompt is None:
+        raise InputError("give --image FILE, --prompt TEXT, or both; --video FILE for frames of a video")
     options = _options(args)
     GenerationOptions(**options)  # before a model is loaded for nothing
     _check_grid(args)
-    images = _images(args.image)
+    images = [*_images(args.image), *_frames(args)]
     prompt = DEFAULT_PROMPT if args.prompt is None else args.prompt
     model = _load(args)
     _add_draft(args, options)
@@ -127,15 +137,16 @@ def _show(text: str) -> None:
 def _chat(args: argparse.Namespace) -> None:
     from fastvlm_mlx.cli_chat import Terminal, read_lines
     from fastvlm_mlx.types import GenerationOptions
+    from fastvlm_mlx.video import read_frames
 
     options = _options(args)
     GenerationOptions(**options)  # before a model is loaded for nothing
     _check_grid(args)
-    if args.load and args.image:
-        raise InputError("--load goes on with the images of that conversation; add others with /image")
+    if args.load and (args.image or args.video):
+        raise InputError("--load goes on with the images of that conversation; add others with /image or /video")
     if args.load and args.system is not None:
         raise InputError("--load goes on with the system prompt of that conversation; leave --system out")
-    images = _images(args.image)
+    images = [*_images(args.image), *_frames(args)]
     model = _load(args)
     _add_draft(args, options)
     view = {name: getattr(args, name) for name in ("resolution", "aspect", "grid")}
@@ -143,7 +154,8 @@ def _chat(args: argparse.Namespace) -> None:
         chat = model.load_chat(args.load, **view, overflow=args.overflow)
     else:
         chat = model.chat(images, system=args.system, **view, overflow=args.overflow or "drop")
-    Terminal(chat, options, format_stats, _show).run(read_lines())
+    read_video = partial(read_frames, frames=args.frames, sampling=args.sampling)
+    Terminal(chat, options, format_stats, _show, read_video).run(read_lines())
 
 
 def _caption(args: argparse.Namespace) -> None:

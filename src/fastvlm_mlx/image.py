@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fastvlm_mlx.config import DOWNSAMPLING, check_side
 from fastvlm_mlx.errors import ImageError, InputError
-from fastvlm_mlx.types import ASPECTS
+from fastvlm_mlx.types import ASPECTS, Frame
 
 if TYPE_CHECKING:
     from fastvlm_mlx.types import ImageInput, ImageInputs
@@ -35,7 +35,7 @@ def preprocess(image: ImageInput, resolution: int = 1024, aspect: str = "pad") -
     """Load an image and bring it to the encoder's size.
 
     Args:
-        image: path, bytes, binary file object, PIL image, or (H, W, 3) uint8 RGB array. EXIF orientation is
+        image: path, bytes, binary file object, PIL image, (H, W, 3) uint8 RGB array, or Frame. EXIF orientation is
             applied, transparency composited on white, 16-bit gray scaled to 8, the first frame of an
             animation taken.
         resolution: side of the result in pixels, a multiple of 64; for "native" its longer side.
@@ -105,6 +105,8 @@ def image_list(images: ImageInputs) -> list[ImageInput]:
 
 def open_image(image: ImageInput) -> Image.Image:
     """Decode any accepted input to an upright 8-bit RGB picture; errors as `preprocess`."""
+    if isinstance(image, Frame):
+        image = image.image
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, Image.Image):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Unpack
 
@@ -28,6 +28,7 @@ from fastvlm_mlx.types import (
 if TYPE_CHECKING:
     from fastvlm_mlx.chat import Chat
     from fastvlm_mlx.types import ImageInput, ImageInputs
+    from fastvlm_mlx.watch import FrameAnswer, FramePrompt
 
 
 class FastVLM(Core):
@@ -68,7 +69,7 @@ class FastVLM(Core):
         """Answer a question about an image, several images, or none.
 
         Args:
-            image: path, bytes, file object, PIL image, (H, W, 3) uint8 array, a list of those, or None.
+            image: path, bytes, file object, PIL image, (H, W, 3) uint8 array, Frame, a list of those, or None.
             prompt: the question, or token ids used as given, with -200 for each image. In a text, `<image>`
                 places an image; without any, the images come first.
             system: replaces the default system prompt; "" leaves the system turn out.
@@ -117,6 +118,44 @@ class FastVLM(Core):
         clock.tokenize = clock.watch.lap()
         pictures = pictures or self.open_as(images, view, clock)
         yield from self.answer(spans, pictures, chosen, clock)
+
+    def watch(
+        self,
+        frames: Iterable[ImageInput],
+        prompt: FramePrompt,
+        *,
+        system: str | None = None,
+        resolution: int | None = None,
+        aspect: str | None = None,
+        grid: str | None = None,
+        **options: Unpack[OptionArgs],
+    ) -> Generator[FrameAnswer, None, None]:
+        """Ask about the newest frame of a live source, such as a camera, again and again.
+
+        A thread reads the source as fast as it gives frames. Those that come while an answer is under way are dropped,
+        all but the newest; the last one is always answered. Each is asked about for itself: the model doesn't see
+        what came before, and a video isn't what the published weights were trained on.
+
+        Args:
+            frames: gives images, as in `generate`, which it doesn't change later. It sets the pace and is read ahead.
+            prompt: the question, as in `generate`, or a function that gives it, called with each frame's number.
+            system: as in `generate`.
+            resolution: as in `generate`.
+            aspect: as in `generate`.
+            grid: as in `generate`.
+            **options: as in `generate`.
+
+        Yields:
+            An answer for each frame that was asked about, with its latency. Of the frames before it nothing is kept.
+            Closing the generator ends the reading; the source itself is left open.
+
+        Raises:
+            InputError and others: as `generate`. What the source raises, after its frames until then.
+        """
+        from fastvlm_mlx.watch import watch
+
+        chosen = GenerationOptions(**options)
+        return watch(self, frames, prompt, system, self.view(resolution, aspect, grid), chosen)
 
     def chat(
         self,

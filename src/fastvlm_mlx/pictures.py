@@ -124,6 +124,10 @@ class FeatureCache:
         while size > self.max_bytes:
             size -= _nbytes(self._kept.popitem(last=False)[1])
 
+    def drop(self, digest: bytes) -> None:
+        """Forget a picture's features, if they are kept."""
+        self._kept.pop(digest, None)
+
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from support.seeded import write_checkpoint
+from support.videos import write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,13 +32,14 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What README's examples take for granted: two photos, a folder of them and a checkpoint."""
+    """What README's examples take for granted: two photos, a folder of them, a video and a checkpoint."""
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
     for name in ("photo.jpg", "other.jpg"):
         Image.fromarray(rng.integers(0, 256, (120, 160, 3), np.uint8)).save(folder / name)
     (folder / "photos").mkdir()
     (folder / "photos" / "one.jpg").write_bytes((folder / "photo.jpg").read_bytes())
+    write_video(folder / "clip.mp4")
     write_checkpoint("tiny", folder / "ckpt")
     commands = folder / "bin"
     commands.mkdir()
@@ -55,7 +57,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_there_is_something_to_run():
     assert len(commands()) >= 8
-    assert len(blocks("python")) == 2
+    assert len(blocks("python")) == 3
 
 
 @pytest.mark.parametrize("line", commands())
