@@ -54,6 +54,20 @@ def test_ids(ours, theirs):
         assert ours.encode(text) == theirs.encode(text), repr(text)
 
 
+def test_pieces_that_nearly_spell_a_special_token(tmp_path):
+    """A model that mixes letters and signs in its pieces, as LLaMA's doesn't, has all but the last letter of "<s>"."""
+    from sentencepiece import SentencePieceProcessor
+
+    (tmp_path / "tokenizer.model").write_bytes(mixing := trained(split_by_unicode_script=False))
+    theirs = SentencePieceProcessor(model_proto=mixing)
+    known = {theirs.id_to_piece(index) for index in range(theirs.get_piece_size())}
+    assert known >= {"<s", "</s", ">"}
+    ours = converted(tmp_path)
+    for text in ["<s>", "<s></s>", "a <s> </s> <unk>", "<s</s>", *TEXTS]:
+        assert ours.encode(text) == theirs.encode(text), repr(text)
+        assert ours.encode(text, "text") == theirs.encode("\n" + text)[2:], repr(text)
+
+
 def test_vocabulary(ours, theirs):
     assert ours.size == theirs.get_piece_size()
     assert [ours.special_id(token) for token in ("<unk>", "<s>", "</s>")] == [0, 1, 2]

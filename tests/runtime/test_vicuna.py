@@ -149,21 +149,25 @@ def load_like(model: FastVLM) -> FastVLM:
     return model
 
 
-def test_what_a_full_context_leaves_out(model, pieces, monkeypatch):
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_what_a_full_context_leaves_out(model, pieces, monkeypatch, all_of_them):
     """The question that comes to stand first is written as a first one."""
     chat = model.chat(system="Be brief.", overflow="drop")
-    answers = [chat.ask(f"Question number {n}: what is that?", **LENGTH) for n in range(3)]
-    prompt = chat.token_ids
-    short_of_context(model, monkeypatch, len(prompt) - 10)
+    for number in range(3):
+        chat.ask(f"Question number {number}: what is that?", **LENGTH)
+    alone = official(pieces, model, "And now?", None, system="Be brief.")
+    short_of_context(model, monkeypatch, len(alone) + 8 if all_of_them else len(chat.token_ids) - 10)
     seen = []
     expand = model.expand
     monkeypatch.setattr(model, "expand", lambda ids, tokens: seen.append(list(ids)) or expand(ids, tokens))
     chat.ask("And now?", **LENGTH)
     gone = len(chat.left_out)
-    assert gone >= 1
-    kept = f"Question number {gone}: what is that?" if gone < 3 else "And now?"
-    assert seen[-1][: len(expected := official(pieces, model, kept, None, system="Be brief."))] == expected
-    assert answers[0].token_ids
+    assert gone == 3 if all_of_them else gone in (1, 2)
+    first = "And now?" if all_of_them else f"Question number {gone}: what is that?"
+    expected = official(pieces, model, first, None, system="Be brief.")
+    assert seen[-1][: len(expected)] == expected
+    whole = official(pieces, model, "a", "b", "And now?", None)
+    assert list(chat.exchanges[-1].asked) == whole[whole.index(EOS) + 1 :]  # as it stands behind all of them
 
 
 def test_a_saved_chat_goes_on(model, tmp_path):

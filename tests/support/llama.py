@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import math
+import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,9 @@ def trained(**options: Any) -> bytes:
         "Grüße aus Köln, naïve façade: USER ASSISTANT",
         "            indented    by    many  spaces -------- ====",
     ]
+    lines += [
+        f"{letter}<s {letter}</s {letter}<unk >" for letter in string.ascii_letters
+    ] * 3  # for pieces of these, see test_sentencepiece.py
     like_llama = {
         "model_type": "bpe", "vocab_size": PIECES, "byte_fallback": True, "split_digits": True,
         "normalization_rule_name": "identity", "remove_extra_whitespaces": False, "add_dummy_prefix": True,
