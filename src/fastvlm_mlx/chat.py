@@ -110,6 +110,11 @@ class Chat:
         """Of the tokenizer whose ids these are."""
         return self._tokenizer.digest
 
+    @property
+    def template(self) -> str:
+        """Name of the template that the turns are written in."""
+        return self._model.config.template
+
     def add_image(self, image: ImageInput) -> None:
         """Add an image, which the next question shows.
 

@@ -177,6 +177,11 @@ def test_a_saved_chat_goes_on(model, tmp_path):
     again = model.load_chat(tmp_path / "talk.json")
     assert again.token_ids == chat.token_ids
     assert again.ask("Sure?", **LENGTH).token_ids == chat.ask("Sure?", **LENGTH).token_ids
+    text = (tmp_path / "talk.json").read_text()
+    for other in (text.replace('"vicuna_v1"', '"chatml"'), text.replace('"template": "vicuna_v1", ', "")):
+        (tmp_path / "talk.json").write_text(other)
+        with pytest.raises(InputError, match="is written as chatml, this model's prompts are vicuna_v1"):
+            model.load_chat(tmp_path / "talk.json")
 
 
 def test_an_answer_that_a_stop_string_cuts(model, pieces):
