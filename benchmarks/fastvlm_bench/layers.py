@@ -71,7 +71,7 @@ class Storage:
 
     @classmethod
     def of(cls, module: nn.Module) -> Storage:
-        """What a loaded MLX module is kept in: of several types or widths, that of most values."""
+        """What a loaded MLX module is kept in: of several types or widths, that of most values; float32 without any."""
         types: dict[str, int] = {}
         widths: dict[tuple[int | None, int], int] = {}
         for layer in module.modules():
@@ -84,7 +84,7 @@ class Storage:
                 width = layer.bits, layer.group_size
                 widths[width] = widths.get(width, 0) + arrays["scales"].size * layer.group_size
         bits, group_size = max(widths, key=lambda width: widths[width], default=(None, 64))
-        return cls(max(types, key=lambda dtype: types[dtype]), bits, group_size)
+        return cls(max(types, key=lambda dtype: types[dtype], default="float32"), bits, group_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +199,10 @@ def _attention(name: str, dim: int, kv_dim: int, queries: int, keys: int, pairs:
 
 
 def projector_layers(config: ProjectorConfig, tokens: int) -> Iterator[Layer]:
-    """The projector's two matrices over so many image tokens."""
-    yield _linear("linear_1", tokens, config.input_dim, config.hidden_dim)
-    yield _linear("linear_2", tokens, config.hidden_dim, config.hidden_dim)
+    """The projector's matrices over so many image tokens."""
+    for number in range(config.depth):
+        inputs = config.hidden_dim if number else config.input_dim
+        yield _linear(f"linear_{number + 1}", tokens, inputs, config.hidden_dim)
 
 
 def decoder_layers(config: DecoderConfig, positions: int, known: int, text_tokens: int) -> Iterator[Layer]:
@@ -224,9 +225,10 @@ def decoder_layers(config: DecoderConfig, positions: int, known: int, text_token
     yield Layer("embed_tokens", "pointwise", 0, read=0, written=prod(rows), matrix=rows)
     for index in range(config.num_hidden_layers):
         block = f"layers.{index}"
-        yield _linear(f"{block}.self_attn.qkv", positions, dim, dim + 2 * kv_dim, plain=dim + 2 * kv_dim + dim)
+        qkv = dim + 2 * kv_dim
+        yield _linear(f"{block}.self_attn.qkv", positions, dim, qkv, plain=config.qkv_bias * qkv + dim)
         yield _attention(f"{block}.self_attn.attention", dim, kv_dim, positions, known + positions, pairs)
-        yield _linear(f"{block}.self_attn.o_proj", positions, dim, dim, plain=0, also=dim)
+        yield _linear(f"{block}.self_attn.o_proj", positions, dim, dim, plain=config.output_bias * dim, also=dim)
         yield Layer(
             f"{block}.mlp.gate_up",
             "matrix",
@@ -234,9 +236,9 @@ def decoder_layers(config: DecoderConfig, positions: int, known: int, text_token
             read=positions * dim,
             written=positions * inner,  # the product of the two
             matrix=(2 * inner, dim),
-            plain=dim,
+            plain=config.mlp_bias * 2 * inner + dim,
         )
-        yield _linear(f"{block}.mlp.down_proj", positions, inner, dim, plain=0, also=dim)
+        yield _linear(f"{block}.mlp.down_proj", positions, inner, dim, plain=config.mlp_bias * dim, also=dim)
     yield _linear("lm_head", 1, dim, config.vocab_size, plain=dim)
 
 

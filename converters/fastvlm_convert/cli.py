@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.hub import REPOSITORY
+from fastvlm_mlx.template import TEMPLATES
 
 if TYPE_CHECKING:
     from fastvlm_convert.coreml_vision import PackageOptions
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("float16", "bfloat16", "float32"),
         help="FastViTHD (default: nothing is rounded: float32 where folding changes values)",
     )
+    parser.add_argument("--template", choices=tuple(TEMPLATES), help="of prompts (default: by the decoder's family)")
     parser.add_argument("-q", "--quantize", action="store_true", help="quantise the decoder")
     parser.add_argument("--q-bits", type=int, help="2, 3, 4, 5, 6 or 8 (default: 4); implies -q")
     parser.add_argument("--q-group-size", type=int, default=64, help="32, 64 or 128 (default: 64)")
@@ -92,6 +94,7 @@ def _convert(args: argparse.Namespace) -> None:
         quantize_projector=args.quantize_projector,
         quantize_vision=args.quantize_vision,
         package=package,
+        template=args.template,
     )
     with ProgressBars() as bars:
         result = convert(

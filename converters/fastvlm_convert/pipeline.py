@@ -36,7 +36,7 @@ from fastvlm_convert.records import (
     write_manifest,
 )
 from fastvlm_convert.source import Checkpoint, read_json
-from fastvlm_convert.tokenizer import read_tokenizer
+from fastvlm_convert.tokenizer import prefixes_after_special, read_tokenizer
 from fastvlm_convert.verify import verify_bundle
 from fastvlm_convert.vision_package import (
     REMEDY,
@@ -114,6 +114,8 @@ def convert(
         return Result(target, True, ())
     tensors, config, warnings = _read_model(checkpoint, layout, origin.id, options)
     tokenizer = read_tokenizer(source)  # a damaged one is known before anything is written
+    if tokenizer:
+        config = dataclasses.replace(config, prefix_after_special=prefixes_after_special(source, tokenizer))
     plan = _plan(tensors, config, options)
     total = _require_room(target, source, plan, options)
     with replaced_folder(target) as folder:
@@ -186,6 +188,7 @@ def _read_model(
         decoder=dataclasses.replace(config.decoder, tie_word_embeddings=tied),
         image_newline="model.image_newline" in tensors,
         quantization=QuantizationConfig(width.bits, width.group_size) if width else config.quantization,
+        template=options.template or config.template,
     )
     # What the run time will read: a value of another type is found now, not when the bundle is loaded.
     config = from_dict(ModelConfig, json.loads(config.to_json()), where)

@@ -21,6 +21,8 @@ _SMALL = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
     "added_tokens.json",

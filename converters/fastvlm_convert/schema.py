@@ -70,21 +70,24 @@ def vision_shapes(config: VisionConfig) -> Shapes:
     return {VISION + name: shape for name, shape in out.items()}
 
 
+def projector_layers(config: ProjectorConfig) -> list[str]:
+    """LLaVA's names of a projector's linear layers: a lone one has no number, GELU counts between the others."""
+    return [PROJECTOR] if config.kind == "linear" else [f"{PROJECTOR}{2 * number}." for number in range(config.depth)]
+
+
 def projector_shapes(config: ProjectorConfig, newline: bool) -> Shapes:
-    """The two-layer MLP, and AnyRes' line break where the checkpoint has one."""
-    out: Shapes = {
-        f"{PROJECTOR}0.weight": (config.hidden_dim, config.input_dim),
-        f"{PROJECTOR}0.bias": (config.hidden_dim,),
-        f"{PROJECTOR}2.weight": (config.hidden_dim, config.hidden_dim),
-        f"{PROJECTOR}2.bias": (config.hidden_dim,),
-    }
+    """The projector's linear layers, and AnyRes' line break where the checkpoint has one."""
+    out: Shapes = {}
+    for number, name in enumerate(projector_layers(config)):
+        inputs = config.hidden_dim if number else config.input_dim
+        out |= {f"{name}weight": (config.hidden_dim, inputs), f"{name}bias": (config.hidden_dim,)}
     if newline:
         out["model.image_newline"] = (config.hidden_dim,)
     return out
 
 
 def decoder_shapes(config: DecoderConfig) -> Shapes:
-    """Qwen2's tensors; a tied decoder has no lm_head."""
+    """The tensors of Qwen2 and LLaMA; a tied decoder has no lm_head."""
     dim, inner = config.hidden_size, config.intermediate_size
     kv = dim // config.num_attention_heads * config.num_key_value_heads
     out: Shapes = {"model.embed_tokens.weight": (config.vocab_size, dim), "model.norm.weight": (dim,)}
@@ -92,7 +95,8 @@ def decoder_shapes(config: DecoderConfig) -> Shapes:
         layer = f"model.layers.{i}."
         for part, outputs in (("q", dim), ("k", kv), ("v", kv)):
             out[f"{layer}self_attn.{part}_proj.weight"] = (outputs, dim)
-            out[f"{layer}self_attn.{part}_proj.bias"] = (outputs,)
+            if config.qkv_bias:
+                out[f"{layer}self_attn.{part}_proj.bias"] = (outputs,)
         out |= {
             f"{layer}self_attn.o_proj.weight": (dim, dim),
             f"{layer}mlp.gate_proj.weight": (inner, dim),
@@ -101,6 +105,11 @@ def decoder_shapes(config: DecoderConfig) -> Shapes:
             f"{layer}input_layernorm.weight": (dim,),
             f"{layer}post_attention_layernorm.weight": (dim,),
         }
+        if config.output_bias:
+            out[f"{layer}self_attn.o_proj.bias"] = (dim,)
+        if config.mlp_bias:
+            out |= {f"{layer}mlp.{part}_proj.bias": (inner,) for part in ("gate", "up")}
+            out[f"{layer}mlp.down_proj.bias"] = (dim,)
     if not config.tie_word_embeddings:
         out["lm_head.weight"] = (config.vocab_size, dim)
     return out

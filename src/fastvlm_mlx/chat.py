@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Unpack, get_args
 from fastvlm_mlx import prompt as prompts
 from fastvlm_mlx.answer import last_result
 from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.overflow import first_to_go
 from fastvlm_mlx.prompt import Span, Turn
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.types import IMAGE_TOKEN_ID, GenerationOptions, GenerationResult, OptionArgs, Piece
@@ -75,10 +76,10 @@ class Chat:
         model.view(resolution, aspect, grid)  # now, not with the first picture
         self._model, self.overflow = model, overflow
         self.view = None if resolution is None else int(resolution), aspect, grid
-        self.system = prompts.system_turn(system)
+        self.system = prompts.system_turn(system, model.template)
         self._tokenizer = model.required_tokenizer()
-        self._opening = model.tokenize(self.system) if self.system else []
-        self._turn_end = prompts.end_of_turn(self._tokenizer)
+        self._opening = model.tokenize(self.system)
+        self._turn_end = prompts.end_of_turn(self._tokenizer, model.template)
         self.exchanges: tuple[Exchange, ...] = ()
         self.unseen: tuple[Picture, ...] = ()
         self.left_out: tuple[int, ...] = ()
@@ -109,6 +110,11 @@ class Chat:
         """Of the tokenizer whose ids these are."""
         return self._tokenizer.digest
 
+    @property
+    def template(self) -> str:
+        """Name of the template that the turns are written in."""
+        return self._model.config.template
+
     def add_image(self, *images: ImageInput) -> None:
         """Add an image, or several such as the frames of a video, which the next question shows.
 
@@ -130,9 +136,7 @@ class Chat:
             return
         unseen = (*self.unseen, *pictures)
         opening = prompts.place_images("", len(unseen)).removesuffix("\n")
-        begun = self._model.tokenize([Turn("user", opening)])
-        begun = begun[: len(begun) - begun[::-1].index(IMAGE_TOKEN_ID)]
-        left_out, spans, shown = self._prompt(begun, unseen, self._latest)
+        _, left_out, spans, shown = self._prompt([Turn("user", opening)], unseen, self._latest)
         self._model.look(spans, shown)
         self.unseen, self.left_out = unseen, left_out
 
@@ -158,8 +162,7 @@ class Chat:
         chosen = GenerationOptions(**options)
         clock = self._model.start_clock()
         question, unseen = prompts.place_images(question, len(self.unseen)), self.unseen
-        asked = self._model.tokenize([Turn("user", question), Turn("assistant", None)])
-        left_out, spans, pictures = self._prompt(asked, unseen, chosen)
+        asked, left_out, spans, pictures = self._prompt(_turns(question), unseen, chosen)
         clock.tokenize = clock.watch.lap()
         self._streaming, self._latest = True, chosen
         try:
@@ -225,24 +228,34 @@ class Chat:
             raise InputError("an answer of this chat is being streamed; read that stream to its end or close it first")
 
     def _prompt(
-        self, asked: Sequence[int], unseen: Sequence[Picture], options: GenerationOptions
-    ) -> tuple[tuple[int, ...], tuple[Span, ...], list[Picture]]:
-        """What a question is asked with: the exchanges that are left out, the positions, their pictures.
+        self, turns: Sequence[Turn], unseen: Sequence[Picture], options: GenerationOptions
+    ) -> tuple[list[int], tuple[int, ...], tuple[Span, ...], list[Picture]]:
+        """What a question is asked with: its ids, the exchanges that are left out, the positions, their pictures.
 
         Args:
-            asked: ids of the question, -200 for each picture.
+            turns: the question, or its beginning up to its last image.
             unseen: the pictures that it shows.
             options: say how much the answer needs.
         """
+        asked = here = self._tokenize(turns, first=not self.exchanges)
         left_out = self._overflowing(self._positions(asked, unseen), options)
         shown = [exchange for number, exchange in enumerate(self.exchanges) if number not in set(left_out)]
+        if self.exchanges and not shown:
+            here = self._tokenize(turns, first=True)
         pictures = [*_pictures(shown), *unseen]
-        return left_out, self._model.expand([*self._ids(shown), *asked], [p.tokens for p in pictures]), pictures
+        return asked, left_out, self._model.expand([*self._ids(shown), *here], [p.tokens for p in pictures]), pictures
+
+    def _tokenize(self, turns: Sequence[Turn], first: bool) -> list[int]:
+        """Ids of a question, or of its beginning up to its last image, as the first one or behind an answer."""
+        ids = self._model.tokenize(turns, self.system if first else [Turn("assistant", "")])
+        return ids if turns[-1].text is None else ids[: len(ids) - ids[::-1].index(IMAGE_TOKEN_ID)]
 
     def _ids(self, exchanges: Sequence[Exchange]) -> list[int]:
         ids = list(self._opening)
-        for exchange in exchanges:
-            ids += [*exchange.asked, *exchange.answered, *self._turn_end]
+        for number, exchange in enumerate(exchanges):
+            moved = number == 0 and exchange is not self.exchanges[0]  # what was before it is left out
+            asked = self._tokenize(_turns(exchange.question), first=True) if moved else exchange.asked
+            ids += [*asked, *exchange.answered, *self._turn_end]
         return ids
 
     def _overflowing(self, positions: int, options: GenerationOptions) -> tuple[int, ...]:
@@ -255,7 +268,7 @@ class Chat:
         ends = len(self._turn_end)
         sizes = [self._positions(e.asked, e.pictures) + len(e.answered) + ends for e in self.exchanges]
         illustrated = [bool(exchange.pictures) for exchange in self.exchanges]
-        return _first_to_go(sizes, illustrated, room - positions - len(self._opening))
+        return first_to_go(sizes, illustrated, room - positions - len(self._opening))
 
     def _answered(self, result: GenerationResult, options: GenerationOptions) -> tuple[int, ...]:
         """An answer's ids as they were generated, or of its text where a stop string cut it."""
@@ -263,7 +276,7 @@ class Chat:
         if not options.ignore_eos and ids[-1] in self._model.stop_ids:
             return ids[:-1]
         cut = options.stop and self._tokenizer.decode(ids) != result.text
-        return tuple(self._tokenizer.encode(result.text)) if cut else ids
+        return tuple(prompts.answer_ids(result.text, self._tokenizer, self._model.template)) if cut else ids
 
     @staticmethod
     def _positions(ids: Sequence[int], pictures: Sequence[Picture]) -> int:
@@ -274,24 +287,5 @@ def _pictures(exchanges: Sequence[Exchange]) -> list[Picture]:
     return [picture for exchange in exchanges for picture in exchange.pictures]
 
 
-def _first_to_go(sizes: Sequence[int], illustrated: Sequence[bool], room: int) -> tuple[int, ...]:
-    """Which exchanges are left out so that the others fit: the oldest, those with pictures only if they must.
-
-    Args:
-        sizes: positions of each exchange.
-        illustrated: whether it shows pictures.
-        room: positions for all of them; may be negative, then all are left out.
-    """
-    texts = [number for number, shows in enumerate(illustrated) if not shows]
-    pictured = [number for number, shows in enumerate(illustrated) if shows]
-    for gone in range(len(pictured) + 1):
-        out = pictured[:gone]
-        over = sum(sizes) - sum(sizes[number] for number in out) - room
-        for number in texts:
-            if over <= 0:
-                break
-            out.append(number)
-            over -= sizes[number]
-        if over <= 0:
-            return tuple(sorted(out))
-    return tuple(range(len(sizes)))
+def _turns(question: str) -> list[Turn]:
+    return [Turn("user", question), Turn("assistant", None)]

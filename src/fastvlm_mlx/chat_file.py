@@ -36,6 +36,7 @@ def write_chat(path: Path, chat: Chat) -> None:
     data = {
         "fastvlm_chat": FORMAT,
         "tokenizer": chat.tokenizer_digest,
+        "template": chat.template,
         "system": chat.system[0].text if chat.system else "",
         "overflow": chat.overflow,
         "view": chat.view,
@@ -104,6 +105,10 @@ def read_chat(
 def _restore(chat: Chat, data: dict[str, Any], model: FastVLM, path: Path) -> Chat:
     if data["tokenizer"] != chat.tokenizer_digest:
         raise InputError(f"{path} is of a model with another tokenizer; load that model, or begin a new conversation")
+    if (written := data.get("template", "chatml")) != chat.template:  # older files are all in ChatML
+        raise InputError(
+            f"{path} is written as {written}, this model's prompts are {chat.template}; load its own model"
+        )
     layouts = dict(data.get("tiles", {}))  # older files have none
     known = {name: _from_png(text, layouts.get(name)) for name, text in data["png"].items()}
     if model.engine.vision.projector.newline is None and any(p.needs_newline for p in known.values()):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -62,11 +64,47 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class ProjectorConfig:
-    """The MLP between encoder and decoder."""
+    """What turns the encoder's channels into the decoder's: linear layers, exact GELU between them.
+
+    Attributes:
+        input_dim: channels that come in.
+        hidden_dim: channels that go out, the decoder's.
+        kind: LLaVA's name for it: "linear", "mlpNx_gelu" for N layers, or "identity" for none.
+    """
 
     input_dim: int
     hidden_dim: int
     kind: str = "mlp2x_gelu"
+
+    @property
+    def depth(self) -> int:
+        """How many linear layers it has.
+
+        Raises:
+            ConfigError: an unknown kind.
+
+        Source: apple/ml-fastvlm 592b4ad, llava/model/multimodal_projector/builder.py.
+        """
+        for pattern, layers in _PROJECTORS.items():
+            if match := re.fullmatch(pattern, self.kind):
+                return layers(match)
+        raise ConfigError(f"projector.kind is {self.kind!r}; this version knows {PROJECTOR_KINDS}")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for an unknown kind, and where there is no layer to make one width the other."""
+        if self.depth == 0 and self.input_dim != self.hidden_dim:
+            raise ConfigError(
+                f"an identity projector passes {self.input_dim} channels on, and the decoder takes {self.hidden_dim}; "
+                "the two must be equal"
+            )
+
+
+PROJECTOR_KINDS = "linear, mlpNx_gelu (N from 1 on), identity"
+_PROJECTORS: dict[str, Callable[[re.Match[str]], int]] = {  # how many linear layers each has
+    "linear": lambda _: 1,
+    r"mlp([1-9]\d{0,2})x_gelu": lambda match: int(match[1]),
+    "identity": lambda _: 0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +121,19 @@ class DecoderConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
     max_position_embeddings: int = 32768
-    model_type: str = "qwen2"
+    model_type: str = "qwen2"  # of fastvlm_mlx.decoder.FAMILIES
+    rope_factor: float = 1.0  # positions are divided by it before they are rotated ("linear" scaling)
+    qkv_bias: bool = True  # Qwen2's; the other two are some LLaMAs'
+    output_bias: bool = False  # attention's output projection
+    mlp_bias: bool = False
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a shape that attention can't have."""
         sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.type == "int"}
         if small := [f"{name} {size}" for name, size in sizes.items() if size < 1]:
             raise ConfigError(f"decoder sizes must be at least 1, got {', '.join(small)}")
+        if not self.rope_factor > 0:
+            raise ConfigError(f"decoder.rope_factor must be above 0, got {self.rope_factor}")
         if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"decoder heads don't divide: hidden_size {self.hidden_size}, "
@@ -125,6 +169,8 @@ class ModelConfig:
     grid_pinpoints: tuple[tuple[int, int], ...] = ()  # AnyRes: (width, height) in pixels
     patch_merge_type: str = "flat"
     quantization: QuantizationConfig | None = None
+    template: str = "chatml"  # of fastvlm_mlx.template
+    prefix_after_special: bool = True  # see fastvlm_mlx.tokenizer.Tokenizer
     format_version: int = FORMAT_VERSION
 
     @property

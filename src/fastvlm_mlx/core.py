@@ -15,6 +15,7 @@ from fastvlm_mlx.errors import ContextLengthError, PromptError
 from fastvlm_mlx.generation import resident
 from fastvlm_mlx.prompt import Span, Turn
 from fastvlm_mlx.speculation import check_draft, speculate
+from fastvlm_mlx.template import find_template
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.tokenizer import Tokenizer
 from fastvlm_mlx.types import GenerationOptions, Piece, Prompt
@@ -37,7 +38,11 @@ class Core:
         weights: which ones, in which types.
 
     Attributes:
+        template: how conversations are written.
         stop_ids: tokens that end an answer.
+
+    Raises:
+        ConfigError: the config names a template that this version doesn't know.
     """
 
     def __init__(
@@ -45,9 +50,10 @@ class Core:
     ) -> None:
         self.config, self.resolution, self._weights = config, resolution, weights
         self.engine, self.tokenizer = engine, tokenizer
+        self.template = find_template(config.template)
         self.stop_ids = set(config.eos_token_ids)
         if tokenizer:
-            self.stop_ids |= tokenizer.stop_ids(prompts.STOP_TOKENS)
+            self.stop_ids |= tokenizer.stop_ids(self.template.stops)
 
     @property
     def device(self) -> str:
@@ -143,13 +149,13 @@ class Core:
             with resident(self.decoder):
                 self.engine.look(spans, pictures)
 
-    def tokenize(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids of a conversation in ChatML, -200 for each `<image>` of the user's turns.
+    def tokenize(self, turns: Sequence[Turn], after: Sequence[Turn] | None = None) -> list[int]:
+        """Ids of a conversation, -200 for each `<image>` of the user's turns; see `prompt.tokenize`.
 
         Raises:
             PromptError: the bundle has no tokenizer.
         """
-        return prompts.tokenize(turns, self.required_tokenizer())
+        return prompts.tokenize(turns, self.required_tokenizer(), self.template, after)
 
     def required_tokenizer(self) -> Tokenizer:
         """The tokenizer.
@@ -173,7 +179,8 @@ class Core:
     def positions(self, prompt: Prompt, image_tokens: Sequence[int], system: str | None) -> tuple[Span, ...]:
         """What stands where in a prompt, checked; arguments as in `generate`, with the tokens of each image."""
         if isinstance(prompt, str):
-            return self.expand(self.tokenize(prompts.ask(prompt, len(image_tokens), system)), image_tokens)
+            turns = prompts.ask(prompt, len(image_tokens), system, self.template)
+            return self.expand(self.tokenize(turns), image_tokens)
         if prompt is None or isinstance(prompt, bytes):
             raise PromptError(f"a prompt is a text or a list of token ids, got {type(prompt).__name__}")
         return self.expand([int(token) for token in prompt], image_tokens)

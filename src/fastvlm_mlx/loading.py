@@ -147,7 +147,9 @@ def assemble(
     encoder = _load_encoder(bundle, vision, vision_kept, compute_units, runtime)
     kept = _dtype(dtype) or (mx.float32 if on_cpu else None)
     projector, network = _load_language(bundle, quantize, kept, on_cpu if unpack is None else unpack)
-    tokenizer = Tokenizer(bundle.path / TOKENIZER) if bundle.has(TOKENIZER) else None
+    tokenizer = None
+    if bundle.has(TOKENIZER):
+        tokenizer = Tokenizer(bundle.path / TOKENIZER, config.prefix_after_special)
     decoder = Decoder(network, config.decoder, tokenizer.size if tokenizer else None)
     prefix_bytes, feature_bytes = cache_bytes
     engine = Engine(decoder, Vision(encoder, projector, feature_bytes), PrefixCache(prefix_bytes))

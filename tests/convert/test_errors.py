@@ -99,15 +99,23 @@ def test_a_bin_shard_that_runs_code_is_refused(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llava_llama"}, "model_type is 'llava_llama', expected one of llava_qwen2, fast_vlm"),
+        (
+            {"model_type": "llava_mpt"},
+            "model_type is 'llava_mpt', expected one of llava_qwen2, llava_llama, llava, fast_vlm",
+        ),
         ({"model_type": ...}, "model_type is None"),
         ({"hidden_size": ...}, "lacks 'hidden_size'"),
         (
             {"mm_projector_type": "resampler"},
-            "mm_projector_type is 'resampler'; this version knows 'mlp2x_gelu'",
+            "mm_projector_type: projector.kind is 'resampler'; this version knows linear, mlpNx_gelu .*, identity",
         ),
         ({"mm_vision_tower": "openai/clip-vit"}, "expected mobileclip_l_SIDE"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling is .*yarn.*knows nothing"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling is of type 'yarn'; this version knows default, linear"),
+        ({"head_dim": 64}, "head_dim is 64; this version knows 32"),
+        (
+            {"mm_projector_type": "identity"},
+            "mm_projector_type: an identity projector passes 512 channels on, and the decoder takes 128",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"mm_hidden_size": 3072}, r"mm_hidden_size is 3072, FastViTHD of .* gives 512"),

@@ -18,7 +18,8 @@ SIZES = ("256x256", "128x128", "256x384")
 PROMPTS = ("one image", "two images", "text")
 
 
-def _script() -> ModuleType:
+def seeded_script() -> ModuleType:
+    """golden/seeded_checkpoint.py, which isn't in a package."""
     spec = importlib.util.spec_from_file_location("seeded_checkpoint", GOLDEN / "seeded_checkpoint.py")
     assert spec
     assert spec.loader
@@ -29,7 +30,7 @@ def _script() -> ModuleType:
 
 def write_checkpoint(preset: str, out: Path) -> Path:
     """Write a seeded checkpoint in the published LLaVA layout."""
-    _script().write(preset, out)
+    seeded_script().write(preset, out)
     return out
 
 
