@@ -105,7 +105,7 @@ def _restore(chat: Chat, data: dict[str, Any], model: FastVLM, path: Path) -> Ch
     if data["tokenizer"] != chat.tokenizer_digest:
         raise InputError(f"{path} is of a model with another tokenizer; load that model, or begin a new conversation")
     layouts = dict(data.get("tiles", {}))  # older files have none
-    known = {name: _from_png(text, layouts.get(name)) for name, text in data["png"].items()}
+    known = {name: _from_png(text, layouts.get(name), model.config.downsampling) for name, text in data["png"].items()}
     if wrong := [name for name, picture in known.items() if picture.digest.hex() != name]:
         raise ValueError(f"picture {wrong[0]} is another one")
 
@@ -138,10 +138,10 @@ def _to_png(pixels: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _from_png(text: str, tiles: dict[str, Any] | None) -> Picture:
+def _from_png(text: str, tiles: dict[str, Any] | None, downsampling: int) -> Picture:
     with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     if tiles is None:
-        return picture_of(pixels)
+        return picture_of(pixels, downsampling=downsampling)
     layout = Layout(**{**tiles, "size": tuple(tiles["size"])})
     return picture_of(pixels.reshape(layout.tiles, layout.side, layout.side, 3), layout)

@@ -37,7 +37,7 @@ def preprocess(image: ImageInput, resolution: int = 1024, aspect: str = "pad") -
         image: path, bytes, binary file object, PIL image, or (H, W, 3) uint8 RGB array. EXIF orientation is
             applied, transparency composited on white, 16-bit gray scaled to 8, the first frame of an
             animation taken.
-        resolution: side of the result in pixels, a multiple of 64.
+        resolution: side of the result in pixels, a multiple of 64, or of 32 for FastViT.
         aspect: "pad" to a black square (the official predict.py, bit for bit), "crop" the centre after
             resizing the shortest edge (the published model card, Apple's app), or "stretch".
 
@@ -46,7 +46,7 @@ def preprocess(image: ImageInput, resolution: int = 1024, aspect: str = "pad") -
 
     Raises:
         ImageError: missing, unreadable, no image, above 65,536 px a side or 500 megapixels.
-        ResolutionError: not a multiple of 64.
+        ResolutionError: a multiple of neither.
         InputError: unknown aspect, or "anyres", which makes several squares; see `vision.anyres.cut`.
     """
     check_view(resolution, aspect)
@@ -61,9 +61,9 @@ def fit(picture: Image.Image, resolution: int, aspect: str) -> np.ndarray:
     return np.asarray(shape(picture, resolution))
 
 
-def check_view(resolution: int, aspect: str) -> None:
-    """Raise ResolutionError or InputError unless images can be brought to this size in this way."""
-    check_side(resolution)
+def check_view(resolution: int, aspect: str, downsampling: int | None = None) -> None:
+    """Raise ResolutionError or InputError unless images can be brought to this size in this way; see `check_side`."""
+    check_side(resolution, downsampling)
     if aspect not in ASPECTS:
         raise InputError(f"aspect must be one of {', '.join(ASPECTS)}, got {aspect!r}")
 

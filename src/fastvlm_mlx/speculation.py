@@ -32,8 +32,8 @@ def check_draft(model: Core, draft: Draft, spans: Sequence[Span], shows: bool) -
         shows: whether it has images.
 
     Raises:
-        InputError: the two mean different things by an id. EncoderError: there are images and the draft has no
-            encoder. ContextLengthError: the prompt is too long for the draft.
+        InputError: the two mean different things by an id, or make other positions of an image. EncoderError: there
+            are images and the draft has no encoder. ContextLengthError: the prompt is too long for the draft.
     """
     if model.tokenizer is None or draft.tokenizer is None or not model.tokenizer.same_as(draft.tokenizer):
         raise InputError("a draft needs the same tokenizer as the model; choose a smaller model of the same family")
@@ -41,6 +41,11 @@ def check_draft(model: Core, draft: Draft, spans: Sequence[Span], shows: bool) -
         raise EncoderError(
             "the draft has no vision weights for MLX and the prompt shows an image; convert the draft from its "
             "PyTorch checkpoint, or leave it out"
+        )
+    if shows and draft.config.downsampling != model.config.downsampling:
+        raise InputError(
+            f"the draft makes a position of {draft.config.downsampling} pixels a side, the model of "
+            f"{model.config.downsampling}; choose a draft with the same kind of vision encoder"
         )
     check_context(spans, draft.config.context_length)
     known = draft.config.decoder.vocab_size

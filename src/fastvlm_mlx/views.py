@@ -25,17 +25,19 @@ class View:
         aspect: of `types.ASPECTS`.
         grids: for "anyres", (columns, rows) of each grid that a picture may be cut into, at least one.
         merge: for "anyres", how the tiles' positions stand in a prompt; see `vision.anyres.Layout`.
+        downsampling: pixels per side of a position.
     """
 
     side: int
     aspect: str = "pad"
     grids: tuple[tuple[int, int], ...] = ()
     merge: str = "flat"
+    downsampling: int = DOWNSAMPLING
 
     @property
     def tokens(self) -> int | None:
         """Positions of any picture; None where they depend on its shape."""
-        return None if self.aspect == "anyres" else (self.side // DOWNSAMPLING) ** 2
+        return None if self.aspect == "anyres" else (self.side // self.downsampling) ** 2
 
     def layout(self, size: tuple[int, int]) -> Layout | None:
         """How a picture is cut into tiles; None where it isn't.
@@ -46,7 +48,7 @@ class View:
         if self.aspect != "anyres":
             return None
         width, height = choose_grid(size, [(columns * self.side, rows * self.side) for columns, rows in self.grids])
-        return Layout(width // self.side, height // self.side, self.side, self.merge, size)
+        return Layout(width // self.side, height // self.side, self.side, self.merge, size, self.downsampling)
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """What the encoder gets of an upright RGB picture: (side, side, 3) uint8, or (T, side, side, 3) in T tiles."""
@@ -59,37 +61,37 @@ def view_of(config: ModelConfig, side: int, aspect: str | None = None, grid: str
 
     Args:
         config: the model's: its own aspect, grids and merge type.
-        side: in pixels, a multiple of 64.
+        side: in pixels, a multiple of the model's downsampling.
         aspect: default the model's.
         grid: "COLUMNSxROWS" for "anyres"; default of the model's grids the one that suits the picture best.
 
     Raises:
-        ResolutionError: not a multiple of 64. InputError: unknown aspect, a grid that isn't one or that the model
+        ResolutionError: not such a multiple. InputError: unknown aspect, a grid that isn't one or that the model
             doesn't have, none at all. ContextLengthError: the grid has more positions than the context. ConfigError:
             the config's grids aren't of whole tiles, or "spatial_unpad" without the weights of its line break.
     """
-    chosen = aspect or config.aspect
-    check_view(side, chosen)
+    chosen, downsampling = aspect or config.aspect, config.downsampling
+    check_view(side, chosen, downsampling)
     if chosen != "anyres":
         if grid is not None:
             raise InputError(f"a grid is for aspect='anyres', and aspect is {chosen!r}; leave one of them out")
-        return View(side, chosen)
+        return View(side, chosen, downsampling=downsampling)
     _check_merge(config)
     known = grids_of(config)
     if grid is None:
         if not known:
             raise InputError("this model has no grids of its own; say which one to cut images into, such as grid='2x2'")
-        return View(side, chosen, known, config.patch_merge_type)
+        return View(side, chosen, known, config.patch_merge_type, downsampling)
     columns, rows = parse_grid(grid)
     if known and (columns, rows) not in known:
         raise InputError(f"the model's grids are {_names(known)}, not {grid}; choose one of them, or leave grid out")
-    positions = (columns * rows + 1) * (side // DOWNSAMPLING) ** 2
+    positions = (columns * rows + 1) * (side // downsampling) ** 2
     if positions >= config.context_length:  # before the tiles fill the memory
         raise ContextLengthError(
             f"a grid of {grid} tiles of {side} px has {positions} positions, the model's context is "
             f"{config.context_length}; choose a smaller grid or lower the resolution"
         )
-    return View(side, chosen, ((columns, rows),), config.patch_merge_type)
+    return View(side, chosen, ((columns, rows),), config.patch_merge_type, downsampling)
 
 
 def grids_of(config: ModelConfig) -> tuple[tuple[int, int], ...]:

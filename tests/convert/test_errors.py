@@ -105,7 +105,10 @@ def test_a_bin_shard_that_runs_code_is_refused(checkpoint, tmp_path):
             {"mm_projector_type": "resampler"},
             "mm_projector_type is 'resampler'; this version knows 'mlp2x_gelu'",
         ),
-        ({"mm_vision_tower": "openai/clip-vit"}, "expected mobileclip_l_SIDE"),
+        (
+            {"mm_vision_tower": "openai/clip-vit"},
+            r"this version knows mobileclip_l_SIDE \(FastViTHD\), mobileclip_s0_SIDE \(MCi0\)",
+        ),
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling is .*yarn.*knows nothing"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
