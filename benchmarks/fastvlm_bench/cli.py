@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resolution",
         metavar="PX[,PX...]",
-        help="image sides, multiples of 64, run in turn (default: the model's own)",
+        help="image sides, multiples of 64 (FastViT: 32), run in turn (default: the model's own)",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fastvlm_mlx.config import DOWNSAMPLING
 from fastvlm_mlx.latency import Estimate, Grid, Latency
 from fastvlm_mlx.measurements import Subject
 from fastvlm_zoo.accuracy import Accuracy, published
@@ -116,7 +115,7 @@ def candidates(subject: Subject, latency: Latency, text_tokens: int, budget: Bud
     if subject.vision == "mlx" and sides:
         between = [
             Choice(subject, side, None, estimate)
-            for side in range(sides[0], min(sides[-1], trained) + 1, DOWNSAMPLING)
+            for side in range(sides[0], min(sides[-1], trained) + 1, subject.downsampling)
             if (estimate := latency.estimate(side, text_tokens)) and budget.reason_against(estimate) is None
         ]
         found += [choice for choice in between[-1:] if choice not in found]

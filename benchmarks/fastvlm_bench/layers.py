@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import mlx.nn as nn
 
 VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_ATTENTION_FROM = 3  # 0-based: stages 4 and 5 attend
 _SQUEEZE = 16  # squeeze-and-excite: hidden channels are a 16th
 
 Size = tuple[int, int]  # rows, columns of a map
@@ -145,11 +144,11 @@ def _depthwise(name: str, size: Size, before: int, dim: int, kernel: int, stride
 
 
 def vision_layers(config: VisionConfig, height: int, width: int) -> Iterator[Layer]:
-    """FastViTHD's layers for one image.
+    """The vision encoder's layers for one image.
 
     Args:
         config: its shape.
-        height: of the image in pixels, a multiple of 64.
+        height: of the image in pixels, a multiple of the downsampling.
         width: likewise.
 
     Yields:
@@ -161,22 +160,29 @@ def vision_layers(config: VisionConfig, height: int, width: int) -> Iterator[Lay
     yield Layer("stem.conv", "convolution", out * 27, height * width * 3, out, plain=first * 27 + first)
     yield _depthwise("stem.depthwise", half, first, first, 3, stride=2)
     yield _linear("stem.pointwise", prod(quarter), first, first)
-    for index in range(5):
+    for index in range(len(config.layers)):
         yield from _stage(config, index, (quarter[0] >> index, quarter[1] >> index))
-    size, dim = (height // 64, width // 64), 2 * last
+    size, dim = (height // config.downsampling, width // config.downsampling), 2 * last
     yield _depthwise("expand.depthwise", size, last, dim, 3)  # takes the mean along
-    yield _linear("expand.reduce", 1, dim, dim // _SQUEEZE)
-    yield _linear("expand.expand", 1, dim // _SQUEEZE, dim)
-    yield Layer("expand.gate", "pointwise", 0, read=(prod(size) + 1) * dim, written=prod(size) * dim)
+    yield from _excite("expand", prod(size), dim, dim // _SQUEEZE)
+
+
+def _excite(name: str, pixels: int, dim: int, squeezed: int) -> Iterator[Layer]:
+    """Squeeze-and-excite: the mean rides along with the layer before, the gate is a pass over the map."""
+    yield _linear(f"{name}.reduce", 1, dim, squeezed)
+    yield _linear(f"{name}.expand", 1, squeezed, dim)
+    yield Layer(f"{name}.gate", "pointwise", 0, read=(pixels + 1) * dim, written=pixels * dim)
 
 
 def _stage(config: VisionConfig, index: int, size: Size) -> Iterator[Layer]:
     """One stage, whose map has `size`; its patch embedding reads one of twice the sides."""
     name, dim, pixels = f"stages.{index}", config.embed_dims[index], prod(size)
-    hidden, attends = dim * config.mlp_ratio, index >= _ATTENTION_FROM
+    hidden, attends = dim * config.mlp_ratio, config.attends(index)
     if index:
         larger = (2 * size[0], 2 * size[1])
         yield _depthwise(f"{name}.downsample.depthwise", larger, config.embed_dims[index - 1], dim, 7, stride=2)
+        if config.squeezes(index):
+            yield from _excite(f"{name}.downsample", pixels, dim, config.squeezed_dim(index))
         yield _linear(f"{name}.downsample.pointwise", pixels, dim, dim)
     if attends:
         yield _depthwise(f"{name}.position", size, dim, dim, 7)
@@ -191,6 +197,23 @@ def _stage(config: VisionConfig, index: int, size: Size) -> Iterator[Layer]:
         yield _depthwise(f"{block}.ffn.depthwise", size, dim, dim, 7)
         yield _linear(f"{block}.ffn.fc1", pixels, dim, hidden)
         yield _linear(f"{block}.ffn.fc2", pixels, hidden, dim, also=dim)
+    if config.pools(index):
+        yield _pool(config, index, pixels)
+
+
+def _pool(config: VisionConfig, index: int, pixels: int) -> Layer:
+    """A stage's map brought down to the last one's, for multi-scale features."""
+    assert config.multi_scale
+    dim, square = config.embed_dims[index], config.pooling_ratio(index) ** 2
+    averages = config.multi_scale.pooling == "average"
+    return Layer(
+        f"stages.{index}.pool",
+        "pointwise" if averages else "depthwise",
+        0 if averages else pixels * dim,
+        read=pixels * dim,
+        written=pixels // square * dim,
+        plain=0 if averages else dim * (square + 1),
+    )
 
 
 def _attention(name: str, dim: int, kv_dim: int, queries: int, keys: int, pairs: int) -> Layer:
@@ -252,7 +275,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
         "decoder": decoder_layers(config.decoder, 1, 0, 0),
     }
     if config.vision:
-        layers = {"vision": vision_layers(config.vision, 64, 64), **layers}
+        layers = {"vision": vision_layers(config.vision, config.downsampling, config.downsampling), **layers}
     counts = {part: sum(layer.parameters for layer in found) for part, found in layers.items()}
     if config.image_newline:
         counts["projector"] += config.projector.hidden_dim

@@ -22,7 +22,6 @@ from fastvlm_bench.front import (
 from fastvlm_bench.plan_report import Planned, format_plan, to_json
 from fastvlm_mlx import __version__
 from fastvlm_mlx.commands import add_common, run
-from fastvlm_mlx.config import DOWNSAMPLING
 from fastvlm_mlx.errors import FastVLMError, InputError
 from fastvlm_mlx.files import write_text
 from fastvlm_mlx.latency import Latency, latencies
@@ -63,8 +62,9 @@ def _parse(option: str, text: str, units: Mapping[str, float], examples: str) ->
 
 def _check_squares(report: Report) -> None:
     """Raise InputError for times of tiles or of images in their own shape: they say nothing about a square."""
-    points = (point for points in report.points for point in points)
-    if any(point.image_tokens != (point.resolution // DOWNSAMPLING) ** 2 for point in points):
+    pairs = zip(report.subjects, report.points, strict=True)
+    points = ((subject, point) for subject, points in pairs for point in points)
+    if any(point.image_tokens != (point.resolution // subject.downsampling) ** 2 for subject, point in points):
         raise InputError(
             f"{report.where} was measured of tiles or of an image's own shape, plans need whole squares; measure "
             "without --aspect"

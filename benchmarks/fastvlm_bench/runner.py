@@ -48,7 +48,7 @@ class Plan:
     """What to run; checked before anything is loaded.
 
     Attributes:
-        resolutions: image sides in pixels, multiples of 64, each once; none stands for the model's own.
+        resolutions: image sides in pixels, multiples of 64 (FastViT: 32), each once; none stands for the model's own.
         runs: measured calls per resolution.
         warmup: calls per resolution before those, which count in no median.
         prompt_tokens: text tokens around the image.

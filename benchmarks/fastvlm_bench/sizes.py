@@ -39,10 +39,13 @@ SIZES = {
 
 
 def published_size(config: ModelConfig) -> str | None:
-    """The size whose decoder a model has; None for another one's, and for "tiny", which is nobody's.
+    """The size whose decoder a model has; None for another one's, or another encoder than FastViTHD as published.
 
-    The vocabulary isn't looked at: layouts pad it differently.
+    "tiny" is none, since nobody published it. The vocabulary isn't looked at: layouts pad it differently.
     """
+    vision = config.vision
+    if vision and (vision.family != "fastvithd" or vision.multi_scale):
+        return None
     decoder = config.decoder
     shape = decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers, decoder.num_attention_heads
     for name, size in SIZES.items():

@@ -13,7 +13,7 @@ from fastvlm_bench.seeded_model import build, model_config
 from fastvlm_bench.sizes import SIZES, published_size
 from fastvlm_mlx import hub
 from fastvlm_mlx.bundle import PACKAGE, QUANTIZED_BITS, Bundle
-from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig
+from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig, check_side
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS
 
@@ -75,9 +75,10 @@ class Subject:
         weights_bytes: of all weights in memory, as counted from the shapes.
         load: how long loading took.
         identity: of the weights and the encoder, as `FastVLM.identity`; `load(ttft_budget=...)` knows its model by it.
-        image_size: side in pixels that it was trained at; None without a shape of FastViTHD.
+        image_size: side in pixels that it was trained at; None without a shape of the vision encoder.
         grid_pinpoints: AnyRes: (width, height) in pixels of the grids that it was trained for.
         patch_merge_type: AnyRes: how their tiles are joined.
+        downsampling: pixels per side of a position.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Subject:
     image_size: int | None
     grid_pinpoints: tuple[tuple[int, int], ...]
     patch_merge_type: str
+    downsampling: int = DOWNSAMPLING
 
     @property
     def label(self) -> str:
@@ -127,7 +129,8 @@ def open_choices(wanted: Sequence[Choice], plan: Plan, available: int) -> list[B
         available: bytes of memory that may be used; 0 if unknown, which checks nothing.
 
     Raises:
-        InputError: they don't fit, or a question is longer than a model's context. Others as `fastvlm_mlx.load`.
+        InputError: they don't fit, or a question is longer than a model's context. ResolutionError: a side isn't of
+            whole tokens for a model. Others as `fastvlm_mlx.load`.
     """
     sources = [
         model_config(choice.size) if choice.size else Bundle.open(hub.resolve(choice.model)) for choice in wanted
@@ -140,11 +143,14 @@ def open_choices(wanted: Sequence[Choice], plan: Plan, available: int) -> list[B
 
 
 def _check_length(config: ModelConfig, plan: Plan) -> None:
+    for side in _sides(config, plan):
+        check_side(side, config.downsampling)
     side = max(_sides(config, plan))
-    positions = plan.prompt_tokens + (side // DOWNSAMPLING) ** 2 + plan.max_tokens
+    image_tokens = (side // config.downsampling) ** 2
+    positions = plan.prompt_tokens + image_tokens + plan.max_tokens
     if positions > config.context_length:
         raise InputError(
-            f"--prompt-tokens {plan.prompt_tokens}, {(side // DOWNSAMPLING) ** 2} of an image at {side} px and "
+            f"--prompt-tokens {plan.prompt_tokens}, {image_tokens} of an image at {side} px and "
             f"--max-tokens {plan.max_tokens} are {positions} positions; {config.name}'s context is "
             f"{config.context_length}; choose fewer"
         )
@@ -202,6 +208,7 @@ def _describe(choice: Choice, model: FastVLM, load: LoadTimes) -> Subject:
         image_size=config.vision.image_size if config.vision else None,
         grid_pinpoints=config.grid_pinpoints,
         patch_merge_type=config.patch_merge_type,
+        downsampling=config.downsampling,
     )
 
 

@@ -36,14 +36,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vision-dtype",
         choices=("float16", "bfloat16", "float32"),
-        help="FastViTHD (default: nothing is rounded: float32 where folding changes values)",
+        help="the vision encoder (default: nothing is rounded: float32 where folding changes values)",
     )
     parser.add_argument("--template", choices=tuple(TEMPLATES), help="of prompts (default: by the decoder's family)")
     parser.add_argument("-q", "--quantize", action="store_true", help="quantise the decoder")
     parser.add_argument("--q-bits", type=int, help="2, 3, 4, 5, 6 or 8 (default: 4); implies -q")
     parser.add_argument("--q-group-size", type=int, default=64, help="32, 64 or 128 (default: 64)")
     parser.add_argument("--quantize-projector", action="store_true", help="with -q: the projector too")
-    parser.add_argument("--quantize-vision", action="store_true", help="with -q: FastViTHD's matrices too")
+    parser.add_argument("--quantize-vision", action="store_true", help="with -q: the vision encoder's matrices too")
     _add_package(parser)
     parser.add_argument("--source-id", help="name of the source to record, such as apple/FastVLM-0.5B")
     parser.add_argument("--revision", help="commit of the source to record")

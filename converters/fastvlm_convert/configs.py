@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from ast import literal_eval
 from collections.abc import Mapping
 from typing import Any
 
 from fastvlm_convert.decoders import LLAVA_FAMILIES, read_decoder, read_stops, text_family
+from fastvlm_convert.families import FAMILIES, family_of_timm, family_of_tower, vision_config
 from fastvlm_convert.keymap import Layout
 from fastvlm_convert.settings import require as _require
-from fastvlm_mlx.config import (
-    DOWNSAMPLING,
-    ModelConfig,
-    ProjectorConfig,
-    QuantizationConfig,
-    VisionConfig,
-)
+from fastvlm_mlx.config import ModelConfig, ProjectorConfig, QuantizationConfig, VisionConfig
 from fastvlm_mlx.errors import CheckpointError, ConfigError, FastVLMError
 
-FASTVITHD_LAYERS, FASTVITHD_DIMS, FASTVITHD_SIDE = [2, 12, 24, 4, 2], [96, 192, 384, 768, 1536], 1024
 MODEL_TYPES = (*LLAVA_FAMILIES, "fast_vlm")
 
 
@@ -61,19 +56,12 @@ def _from_llava(raw: Mapping[str, Any], layout: Layout, name: str, generation: M
     _require(raw, "mm_use_im_start_end", (False, None))
     _require(raw, "mm_use_im_patch_token", (False, None))
     _require(raw, "mm_patch_merge_type", ("flat", "spatial", "spatial_unpad", None))
-    tower = str(raw["mm_vision_tower"])
-    side = tower.rsplit("_", 1)[-1]
-    if not (tower.startswith("mobileclip_l") and side.isdigit()):
-        raise CheckpointError(f"mm_vision_tower is {tower!r}; expected mobileclip_l_SIDE, FastViTHD's name")
-    sizes = raw.get("mm_vision_config") or raw.get("vision_config") or {}
-    vision = VisionConfig(
-        image_size=int(side),
-        layers=tuple(sizes.get("layers", FASTVITHD_LAYERS)),
-        embed_dims=tuple(sizes.get("embed_dims", FASTVITHD_DIMS)),
-    )
+    shown, side = family_of_tower(str(raw["mm_vision_tower"]))
+    vision = vision_config(shown, side, raw.get("mm_vision_config") or raw.get("vision_config") or {})
     if raw["mm_hidden_size"] != vision.feature_dim:
         raise CheckpointError(
-            f"mm_hidden_size is {raw['mm_hidden_size']}, FastViTHD of {vision.embed_dims} gives {vision.feature_dim}"
+            f"mm_hidden_size is {raw['mm_hidden_size']}, {FAMILIES[shown].title} of {vision.embed_dims} "
+            f"{'with multi-scale features ' if vision.multi_scale else ''}gives {vision.feature_dim}"
         )
     aspect, grids = raw.get("image_aspect_ratio"), _grids(raw)
     family = LLAVA_FAMILIES[raw["model_type"]]
@@ -96,18 +84,14 @@ def _from_llava(raw: Mapping[str, Any], layout: Layout, name: str, generation: M
 
 
 def _from_transformers(raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]) -> ModelConfig:
-    """Hugging Face transformers' FastVlm: nested configs, FastViTHD by its timm name."""
+    """Hugging Face transformers' FastVlm: nested configs, the encoder by its timm name."""
     _require(raw, "projector_hidden_act", ("gelu", None))
     text, tower = raw["text_config"], raw["vision_config"]
-    _require(tower, "architecture", ("fastvit_mci3",))
-    sizes = tower.get("model_args") or {}
+    shown = family_of_timm(tower.get("architecture"))
     family = text_family(text)
     decoder = read_decoder({"tie_word_embeddings": raw.get("tie_word_embeddings", False)} | dict(text), family)
-    vision = VisionConfig(
-        image_size=_side_of(raw.get("image_seq_length")),
-        layers=tuple(sizes.get("layers", FASTVITHD_LAYERS)),
-        embed_dims=tuple(sizes.get("embed_dims", FASTVITHD_DIMS)),
-    )
+    shape = vision_config(shown, FAMILIES[shown].side, tower.get("model_args") or {})
+    vision = dataclasses.replace(shape, image_size=_side_of(raw.get("image_seq_length"), shape))
     return ModelConfig(
         name=name,
         decoder=decoder,
@@ -119,11 +103,11 @@ def _from_transformers(raw: Mapping[str, Any], layout: Layout, name: str, genera
     )
 
 
-def _side_of(tokens: object) -> int:
-    """Image side in pixels for a number of tokens; the published models' where the config tells no square."""
+def _side_of(tokens: object, shape: VisionConfig) -> int:
+    """Image side in pixels for a number of tokens; the published one where the config tells no square."""
     if isinstance(tokens, int) and tokens > 0 and math.isqrt(tokens) ** 2 == tokens:
-        return math.isqrt(tokens) * DOWNSAMPLING
-    return FASTVITHD_SIDE
+        return math.isqrt(tokens) * shape.downsampling
+    return shape.image_size
 
 
 def _grids(raw: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:

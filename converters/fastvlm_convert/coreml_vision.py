@@ -1,4 +1,4 @@
-"""FastViTHD as a Core ML package: one function per image size, weights stored once.
+"""The vision encoder as a Core ML package: one function per image size, weights stored once.
 
 Converted with `torch.export`: `torch.jit.trace` fails with numpy 2.4 (coremltools 2633) and is deprecated.
 Sizes are functions, not flexible shapes: those add gathers, casts and reports of trouble on the Neural Engine
@@ -57,7 +57,8 @@ class Size:
         """Read "768" or "1024x576" (height x width).
 
         Raises:
-            InputError: not of that form. ResolutionError: not multiples of 64.
+            InputError: not of that form. ResolutionError: not of whole tokens for any encoder; for the model's own,
+                see `vision_package.check_sizes`.
         """
         parts = text.strip().lower().split("x")
         if not (1 <= len(parts) <= 2 and all(part.isdecimal() for part in parts)):
@@ -118,7 +119,7 @@ def build_network(
     ranges = ranges or Ranges()
     network = FastViTHD(config, attention, ranges).eval()
     folded = fold_attention_scale(dict(weights), config.head_dim, scale_q=attention != "sdpa")
-    scaled = apply_ranges(folded, ranges)
+    scaled = apply_ranges(folded, ranges, config)
     if rounded:
         scaled = {n: round_float16(w) if w.ndim > 1 else w.astype(np.float16) for n, w in scaled.items()}
     if rounded and bits == 8:
@@ -131,9 +132,9 @@ def measure_ranges(config: VisionConfig, weights: Weights, images: Iterable[np.n
     """Run the network in float32 on calibration images and choose exponents.
 
     Args:
-        config: FastViTHD's shape.
+        config: the encoder's shape.
         weights: folded weights.
-        images: (H, W, 3) uint8 each, sides multiples of 64 pixels.
+        images: (H, W, 3) uint8 each, sides multiples of the downsampling.
     """
     import torch
 
@@ -159,7 +160,7 @@ def convert_package(
     """Write the package: a single function for one size, several with shared weights otherwise.
 
     Args:
-        config: FastViTHD's shape.
+        config: the encoder's shape.
         weights: folded weights, by the names of fastvlm_convert.folding.
         target: the .mlpackage to write; must not exist.
         options: sizes, attention form, bits, least macOS.
@@ -172,7 +173,7 @@ def convert_package(
 
         parts = {}
         for size in options.sizes:
-            progress(f"converting FastViTHD at {size.height} x {size.width}")
+            progress(f"converting the vision encoder at {size.height} x {size.width}")
             parts[size.function] = Path(folder) / f"{size.function}.mlpackage"
             _convert(network, size, options).save(str(parts[size.function]))
         if options.min_target == "macOS14":

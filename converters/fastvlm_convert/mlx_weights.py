@@ -57,12 +57,12 @@ def check_tensors(tensors: Mapping[str, Tensor], unknown: Sequence[str], config:
     """
     expected: Shapes = decoder_shapes(config.decoder) | projector_shapes(config.projector, config.image_newline)
     if config.vision:
-        expected |= vision_shapes(config.vision)
+        expected |= vision_shapes(config.vision, tensors)
     faults: dict[str, list[str]] = {"missing": [], "unexpected": list(unknown), "wrong shape": []}
     for name, shape in list(expected.items()):
         tensor = tensors.get(name)
         wanted = {name: shape}
-        # Convolutions and folded matrices of FastViTHD can't be taken packed; they are reported as misshapen.
+        # Convolutions and folded matrices of the encoder can't be taken packed; they are reported as misshapen.
         packed = tensor is not None and tensor.dtype == "U32" and not name.startswith(VISION)
         if packed and config.quantization and len(shape) == 2:
             width = Quantization(config.quantization.bits, config.quantization.group_size)
@@ -114,13 +114,13 @@ def _target_name(name: str, config: ModelConfig) -> str:
 def plan_vision(
     tensors: Mapping[str, Tensor], config: VisionConfig, dtype: mx.Dtype | None, width: Quantization | None
 ) -> list[Output]:
-    """vision.safetensors: FastViTHD folded, under the names of fastvlm_mlx.vision.fastvithd.
+    """vision.safetensors: the encoder folded, under the names of fastvlm_mlx.vision.fastvithd.
 
     With no `dtype`, tensors that folding leaves alone keep the source's dtype and the others are float32,
     so nothing is rounded.
     """
     shapes = parameter_shapes(FastViTHD(config))
-    return [_vision_output(tensors, f, shapes[f.name], dtype, width) for f in fold_vision(config)]
+    return [_vision_output(tensors, f, shapes[f.name], dtype, width) for f in fold_vision(config, tensors)]
 
 
 def _vision_output(

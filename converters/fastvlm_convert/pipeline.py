@@ -14,6 +14,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from fastvlm_convert.configs import check_model_type, read_config
+from fastvlm_convert.families import FAMILIES
+from fastvlm_convert.folding import describe_folding
 from fastvlm_convert.keymap import Layout, Tensor, detect_layout, map_tensors
 from fastvlm_convert.mlx_weights import (
     Output,
@@ -44,6 +46,7 @@ from fastvlm_convert.vision_package import (
     Request,
     add_package,
     calibration_record,
+    check_sizes,
     raise_failures,
     request_package,
 )
@@ -98,7 +101,8 @@ def convert(
         gates: how the package is checked; default at one telling size, and a failure is an error.
 
     Raises:
-        CheckpointError, WeightsError, InputError, DiskSpaceError, MissingDependencyError or VerificationError.
+        CheckpointError, WeightsError, InputError, ResolutionError, DiskSpaceError, MissingDependencyError or
+        VerificationError.
     """
     options, gates = options or Options(), gates or Gates()
     target = target or default_target(source, options)
@@ -123,7 +127,8 @@ def convert(
             write_safetensors(folder / name, outputs, checkpoint, tensors, lambda n: progress("writing", n, total))
         coreml = _make_package(folder, checkpoint, tensors, config, request, progress, warnings)
         _write_texts(folder, config, tokenizer, warnings)
-        write_manifest(folder, source, origin, made_with, _changes(layout, config, options), licence, coreml, progress)
+        changes = _changes(layout, config, options, tensors)
+        write_manifest(folder, source, origin, made_with, changes, licence, coreml, progress)
     return Result(target, False, tuple(warnings))
 
 
@@ -230,6 +235,8 @@ def _plan(tensors: Mapping[str, Tensor], config: ModelConfig, options: Options) 
     dtype = DTYPES[options.dtype] if options.dtype else None
     plan = {DECODER: plan_decoder(tensors, config, dtype, width, options.quantize_projector)}
     if config.vision:
+        if options.package:
+            check_sizes(options.package.sizes, config.vision)
         vision_dtype = DTYPES[options.vision_dtype] if options.vision_dtype else None
         plan[VISION] = plan_vision(tensors, config.vision, vision_dtype, width if options.quantize_vision else None)
     return plan
@@ -271,21 +278,22 @@ def _package_bytes(source: Path, plan: Mapping[str, list[Output]], options: Opti
     return 2 * elements * (len(options.package.sizes) + 1)
 
 
-def _changes(layout: Layout, config: ModelConfig, options: Options) -> tuple[str, ...]:
+def _changes(layout: Layout, config: ModelConfig, options: Options, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The change record, in words."""
+    encoder = FAMILIES[config.vision.family].title if config.vision else ""
     changes = [f"renamed from the {layout.name} layout into a fastvlm-mlx bundle"]
     if config.vision:
-        changes.append("FastViTHD folded: batch norm, layer scale, LayerNorm affine, 1/255; convolutions channels last")
+        changes.append(describe_folding(config.vision, tensors))
     if config.vision and options.package:
         changes.append(
-            f"FastViTHD as a Core ML package: {options.package.bits}-bit weights, stages scaled by powers of two"
+            f"{encoder} as a Core ML package: {options.package.bits}-bit weights, stages scaled by powers of two"
         )
     if options.dtype:
         changes.append(f"decoder and projector cast to {options.dtype}")
     if options.vision_dtype:
-        changes.append(f"FastViTHD cast to {options.vision_dtype}")
+        changes.append(f"{encoder} cast to {options.vision_dtype}")
     if options.width:
         parts = ["decoder", *(["projector"] if options.quantize_projector else [])]
-        parts += ["FastViTHD's matrices"] if options.quantize_vision else []
+        parts += [f"{encoder}'s matrices"] if options.quantize_vision else []
         changes.append(f"{', '.join(parts)} quantised to {options.q_bits} bits, groups of {options.q_group_size}")
     return tuple(changes)

@@ -15,7 +15,7 @@ from fastvlm_convert.coreml_vision import PackageOptions, Size, convert_package,
 from fastvlm_convert.gates import Subject, check_package, core_ml, describe_checks
 from fastvlm_convert.ranges import FLOAT16_MAX, Ranges
 from fastvlm_mlx.bundle import PACKAGE
-from fastvlm_mlx.config import VisionConfig
+from fastvlm_mlx.config import VisionConfig, check_side
 from fastvlm_mlx.errors import MissingDependencyError, VerificationError
 from fastvlm_mlx.manifest import CheckRecord, CoreMLRecord, Manifest
 
@@ -79,11 +79,11 @@ def missing_dependencies() -> list[str]:
 def add_package(
     folder: Path, config: VisionConfig, weights: Mapping[str, np.ndarray], request: Request, say: Say = lambda _: None
 ) -> CoreMLRecord:
-    """Write FastViTHD's package into a bundle's folder.
+    """Write the vision encoder's package into a bundle's folder.
 
     Args:
         folder: of the bundle that is being written.
-        config: FastViTHD's shape.
+        config: the encoder's shape.
         weights: folded weights, by the names of fastvlm_convert.folding.
         request: how the package is made and checked; ranges are measured on its pictures at every size.
         say: called with what is being done.
@@ -102,6 +102,13 @@ def add_package(
     if not gates.force:
         raise_failures(checks, REMEDY)
     return record_of(ranges, request.pictures, checks)
+
+
+def check_sizes(sizes: Sequence[Size], config: VisionConfig) -> None:
+    """Raise ResolutionError unless images of every size can be cut into whole tokens."""
+    for size in sizes:
+        for side in (size.height, size.width):
+            check_side(side, config.downsampling)
 
 
 def telling_size(sizes: Sequence[Size]) -> Size:

@@ -131,7 +131,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="decoder and projector")
     group.add_argument("--vision-dtype", choices=("float32", "bfloat16"), help="vision encoder")
     group.add_argument("--quantize", type=int, metavar="BITS", help="quantise the decoder after loading")
-    group.add_argument("--resolution", type=int, metavar="PX", help="image side, a multiple of 64")
+    group.add_argument("--resolution", type=int, metavar="PX", help="image side, a multiple of 64 (FastViT: 32)")
     group.add_argument(
         "--aspect", choices=ASPECTS, help="how an image becomes square, or native: its own shape, or anyres: tiles"
     )

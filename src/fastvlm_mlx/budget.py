@@ -10,7 +10,6 @@ from functools import cache
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from fastvlm_mlx.config import DOWNSAMPLING
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.latency import QUESTION_TOKENS, Latency
 from fastvlm_mlx.measurement_cache import save_slowest, saved_measurements, saved_slowest
@@ -115,7 +114,7 @@ def _sides(model: FastVLM) -> list[int]:
     trained = model.resolution
     sizes: list[tuple[int, int]] | None = getattr(encoder, "sizes", None)
     if sizes is None:
-        return list(range(DOWNSAMPLING, trained + 1, DOWNSAMPLING))
+        return list(range(model.config.downsampling, trained + 1, model.config.downsampling))
     sides = [height for height, width in sizes if height == width <= trained]
     if not sides:
         there = ", ".join(f"{height} x {width}" for height, width in sizes)
@@ -136,13 +135,14 @@ def _known(model: FastVLM, sides: Sequence[int]) -> dict[int, float]:
     asked = {side: kept[side] for side in sides if side in kept}
     if model.config.aspect == "anyres":
         return asked
-    curve = Latency(
+    measured = (
         point
         for report in saved_measurements()
         for subject, points in zip(report.subjects, report.points, strict=True)
         if subject.identity == model.identity
         for point in points
     )
+    curve = Latency(measured, model.config.downsampling)
     estimates = {side: found for side in sides if (found := curve.estimate(side, QUESTION_TOKENS))}
     known = {side: found.ttft.high for side, found in estimates.items()}
     return known | asked | {side: known[side] for side, found in estimates.items() if found.measured}

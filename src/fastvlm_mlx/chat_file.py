@@ -110,7 +110,7 @@ def _restore(chat: Chat, data: dict[str, Any], model: FastVLM, path: Path) -> Ch
             f"{path} is written as {written}, this model's prompts are {chat.template}; load its own model"
         )
     layouts = dict(data.get("tiles", {}))  # older files have none
-    known = {name: _from_png(text, layouts.get(name)) for name, text in data["png"].items()}
+    known = {name: _from_png(text, layouts.get(name), model.config.downsampling) for name, text in data["png"].items()}
     if model.engine.vision.projector.newline is None and any(p.needs_newline for p in known.values()):
         raise InputError(f"{path} has images whose {NO_NEWLINE.partition(';')[0]}; load the model that it began with")
     if wrong := [name for name, picture in known.items() if picture.digest.hex() != name]:
@@ -145,10 +145,10 @@ def _to_png(pixels: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _from_png(text: str, tiles: dict[str, Any] | None) -> Picture:
+def _from_png(text: str, tiles: dict[str, Any] | None, downsampling: int) -> Picture:
     with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     if tiles is None:
-        return picture_of(pixels)
+        return picture_of(pixels, downsampling=downsampling)
     layout = Layout(**{**tiles, "size": tuple(tiles["size"])})
     return picture_of(pixels.reshape(layout.tiles, layout.side, layout.side, 3), layout)

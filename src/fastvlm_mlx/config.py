@@ -6,60 +6,19 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fastvlm_mlx.errors import BundleError, ConfigError, ResolutionError
+from fastvlm_mlx.errors import BundleError, ConfigError
+from fastvlm_mlx.vision_config import DOWNSAMPLING as DOWNSAMPLING
+from fastvlm_mlx.vision_config import VisionConfig as VisionConfig
+from fastvlm_mlx.vision_config import check_side as check_side
 
 FORMAT_VERSION = 1
-DOWNSAMPLING = 64  # FastViTHD: stem 4x, then four 2x patch embeddings; image pixels per token side
 PUBLISHED_SIDE = 1024  # pixels, of images
 
 _T = TypeVar("_T")
-
-
-def check_side(pixels: int) -> None:
-    """Raise ResolutionError unless an image side can be cut into whole tokens."""
-    if pixels < DOWNSAMPLING or pixels % DOWNSAMPLING:
-        below = max(pixels // DOWNSAMPLING, 1) * DOWNSAMPLING
-        raise ResolutionError(
-            f"resolution must be a multiple of {DOWNSAMPLING} pixels, got {pixels}; "
-            f"the nearest are {below} and {below + DOWNSAMPLING}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class VisionConfig:
-    """FastViTHD's shape. The published models: image_size 1024, [2,12,24,4,2], [96,192,384,768,1536]."""
-
-    image_size: int  # side the weights were trained at, pixels
-    layers: tuple[int, ...]
-    embed_dims: tuple[int, ...]
-    mlp_ratio: int = 4
-    head_dim: int = 32
-
-    @property
-    def feature_dim(self) -> int:
-        """Channels of the output: conv_exp doubles the last stage's."""
-        return 2 * self.embed_dims[-1]
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for a shape that FastViTHD can't have."""
-        if len(self.layers) != 5 or len(self.embed_dims) != 5 or min(*self.layers, *self.embed_dims) < 1:
-            raise ConfigError(
-                f"vision needs 5 positive layers and 5 positive embed_dims, got {self.layers} and {self.embed_dims}"
-            )
-        if any(dim % before for before, dim in pairwise(self.embed_dims)):
-            raise ConfigError(f"each of vision.embed_dims must be a multiple of the one before, got {self.embed_dims}")
-        if any(dim % self.head_dim for dim in self.embed_dims[3:]):
-            raise ConfigError(
-                f"vision.embed_dims of stages 4 and 5 must be multiples of head_dim {self.head_dim}, "
-                f"got {self.embed_dims[3:]}"
-            )
-        if self.image_size < DOWNSAMPLING or self.image_size % DOWNSAMPLING:
-            raise ConfigError(f"vision.image_size must be a multiple of {DOWNSAMPLING}, got {self.image_size}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +136,11 @@ class ModelConfig:
     def image_size(self) -> int:
         """Side in pixels that the weights were trained at; the published models' where the config doesn't say."""
         return self.vision.image_size if self.vision else PUBLISHED_SIDE
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels per token side; the published models' where the config doesn't say."""
+        return self.vision.downsampling if self.vision else DOWNSAMPLING
 
     def to_json(self) -> str:
         """The text of config.json."""

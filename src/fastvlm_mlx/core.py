@@ -34,7 +34,7 @@ class Core:
         config: shapes, stop ids, defaults.
         engine: the decoder, the vision encoder and what they have computed before.
         tokenizer: None for a bundle without one, which takes prompts as ids only.
-        resolution: side in pixels of the images that the encoder gets, a multiple of 64.
+        resolution: side in pixels of the images that the encoder gets, a multiple of 64 (FastViT: 32).
         weights: which ones, in which types.
 
     Attributes:

@@ -63,14 +63,14 @@ def load(
             package and this machine runs it, else MLX, with a warning.
         compute_units: where Core ML may run: "CPU_AND_NE" (leaves the GPU to MLX), "ALL", "CPU_AND_GPU" or
             "CPU_ONLY".
-        resolution: side in pixels of the images that the encoder gets, a multiple of 64; default what the
-            model was trained at. Each call may choose another.
+        resolution: side in pixels of the images that the encoder gets, a multiple of 64 (FastViT: 32); default what
+            the model was trained at. Each call may choose another.
         quantize: 2, 3, 4, 5, 6 or 8: quantise the decoder to that many bits after loading.
         dtype: "float32", "bfloat16" or "float16" for decoder and projector; default as stored on a GPU and
             float32 on a CPU, whose other matmuls are many times slower. On a CPU quantised matrices are
             unpacked too, for the same reason: their values stay the quantised ones.
-        vision_dtype: "float32" or "bfloat16" for FastViTHD (float16 would overflow); default bfloat16 on a
-            GPU, float32 on a CPU.
+        vision_dtype: "float32" or "bfloat16" for the vision encoder (float16 would overflow); default bfloat16 on
+            a GPU, float32 on a CPU.
         revision: commit or branch on the hub.
         local_files_only: never go to the network.
         prefix_cache_bytes: most memory for what was computed of earlier prompts and answers; 0 keeps none.
@@ -141,7 +141,7 @@ def assemble(
 
     config = bundle.config
     side = resolution if resolution is not None else config.image_size
-    check_side(side)
+    check_side(side, config.downsampling)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     vision_kept = _dtype(vision_dtype) or (mx.float32 if on_cpu else mx.bfloat16)
     encoder = _load_encoder(bundle, vision, vision_kept, compute_units, runtime)
@@ -219,17 +219,18 @@ def _open_package(
     if not (required or bundle.has(PACKAGE)):
         return None
     try:
-        return CoreMLVisionEncoder(bundle.path / PACKAGE, runtime or AppleRuntime(), compute_units)
+        package, downsampling = bundle.path / PACKAGE, bundle.config.downsampling
+        return CoreMLVisionEncoder(package, runtime or AppleRuntime(), compute_units, downsampling)
     except (BundleError, EncoderError) as exc:
         if required:
             raise
         if bundle.config.vision is not None:
-            warnings.warn(f"FastViTHD runs in MLX: {exc}", stacklevel=4)
+            warnings.warn(f"the vision encoder runs in MLX: {exc}", stacklevel=4)
         return None
 
 
 def load_mlx_encoder(bundle: Bundle, dtype: mx.Dtype) -> Encoder:
-    """FastViTHD in MLX, on MLX's default device.
+    """The vision encoder in MLX, on MLX's default device.
 
     Args:
         bundle: an open bundle.

@@ -41,7 +41,7 @@ class FastVLM(Core):
 
         Args:
             image: as in `fastvlm_mlx.image.preprocess`.
-            resolution: side in pixels, a multiple of 64; default the model's.
+            resolution: side in pixels, a multiple of 64 (FastViT: 32); default the model's.
             aspect: "pad", "crop", "stretch", "native" or "anyres"; default the model's.
             grid: for "anyres", as in `generate`.
 
@@ -73,7 +73,8 @@ class FastVLM(Core):
             prompt: the question, or token ids used as given, with -200 for each image. In a text, `<image>`
                 places an image; without any, the images come first.
             system: replaces the default system prompt; "" leaves the system turn out.
-            resolution: side in pixels of the preprocessed image, or of a tile, a multiple of 64; default the model's.
+            resolution: side in pixels of the preprocessed image, or of a tile, a multiple of 64 (FastViT: 32);
+                default the model's.
             aspect: "pad", "crop", "stretch", "native" for the image's own shape, which no published model was trained
                 for, or "anyres" for tiles beside the whole image; default the model's.
             grid: for "anyres", columns and rows of the tiles, such as "2x2"; default of the model's own grids the one

@@ -44,6 +44,7 @@ class Picture:
         size: (height, width) in pixels of the preprocessed image, or of the grid that it was cut into.
         make_pixels: makes them, where they weren't needed for the digest: (H, W, 3) uint8, or (T, S, S, 3) of tiles.
         layout: how it was cut into tiles, None where it wasn't.
+        downsampling: pixels per side of a position.
         begun: waits for its features, once the encoder has begun.
     """
 
@@ -51,6 +52,7 @@ class Picture:
     size: tuple[int, int]
     make_pixels: Callable[[], np.ndarray] = field(repr=False)
     layout: Layout | None = None
+    downsampling: int = DOWNSAMPLING
     begun: Callable[[], mx.array] | None = field(default=None, repr=False)
 
     @property
@@ -58,7 +60,7 @@ class Picture:
         """Positions that it takes in a prompt."""
         if self.layout:
             return self.layout.tokens
-        return (self.size[0] // DOWNSAMPLING) * (self.size[1] // DOWNSAMPLING)
+        return (self.size[0] // self.downsampling) * (self.size[1] // self.downsampling)
 
     @property
     def needs_newline(self) -> bool:
@@ -71,21 +73,23 @@ class Picture:
         return pixels if self.layout else pixels[None]
 
 
-def picture_of(pixels: np.ndarray, layout: Layout | None = None) -> Picture:
+def picture_of(pixels: np.ndarray, layout: Layout | None = None, downsampling: int = DOWNSAMPLING) -> Picture:
     """A picture of preprocessed pixels.
 
     Args:
         pixels: (H, W, 3) uint8, or (T, S, S, 3) of tiles.
         layout: of the tiles.
+        downsampling: pixels per side of a position, where there is no layout to say it.
     """
     if layout:  # in the digest as well: the same tiles give other positions where they are merged in another way
         return Picture(_digest(pixels.tobytes(), pixels.shape, layout), layout.pixels, lambda: pixels, layout)
-    return Picture(_digest(pixels.tobytes(), pixels.shape), (pixels.shape[0], pixels.shape[1]), lambda: pixels)
+    size = pixels.shape[0], pixels.shape[1]
+    return Picture(_digest(pixels.tobytes(), pixels.shape), size, lambda: pixels, downsampling=downsampling)
 
 
 def picture_as(picture: Image.Image, view: View) -> Picture:
     """An upright RGB picture in the size and the shape of a view."""
-    return picture_of(view.pixels(picture), view.layout(picture.size))
+    return picture_of(view.pixels(picture), view.layout(picture.size), view.downsampling)
 
 
 def _digest(data: bytes, *more: object) -> bytes:
@@ -141,7 +145,7 @@ class Vision:
     """Everything from an image input to what the decoder sees of it.
 
     Args:
-        encoder: runs FastViTHD; None for a bundle without vision weights.
+        encoder: the vision encoder; None for a bundle without vision weights.
         projector: features to embeddings.
         cache_bytes: of features that are kept for later; 0 keeps none.
     """
@@ -194,7 +198,9 @@ class Vision:
                 self._sources.move_to_end(source)
         if known:
             digest, size, layout = known
-            return Picture(digest, size, lambda: view.pixels(open_bytes(data, name)), layout)
+            return Picture(
+                digest, size, lambda: view.pixels(open_bytes(data, name)), layout, downsampling=view.downsampling
+            )
         found = picture_as(open_bytes(data, name), view)
         with self._lock:
             self._sources[source] = found.digest, found.size, found.layout

@@ -33,9 +33,9 @@ def check_draft(model: Core, draft: Draft, spans: Sequence[Span], pictures: Sequ
         pictures: its images.
 
     Raises:
-        InputError: the two mean different things by an id. EncoderError: there are images and the draft has no
-            encoder. ContextLengthError: the prompt is too long for the draft. ConfigError: images are in tiles that
-            it can't merge.
+        InputError: the two mean different things by an id, or make other positions of an image. EncoderError: there
+            are images and the draft has no encoder. ContextLengthError: the prompt is too long for the draft.
+            ConfigError: images are in tiles that it can't merge.
     """
     if model.tokenizer is None or draft.tokenizer is None or not model.tokenizer.same_as(draft.tokenizer):
         raise InputError("a draft needs the same tokenizer as the model; choose a smaller model of the same family")
@@ -43,6 +43,11 @@ def check_draft(model: Core, draft: Draft, spans: Sequence[Span], pictures: Sequ
         raise EncoderError(
             "the draft has no vision weights for MLX and the prompt shows an image; convert the draft from its "
             "PyTorch checkpoint, or leave it out"
+        )
+    if pictures and draft.config.downsampling != model.config.downsampling:
+        raise InputError(
+            f"the draft makes a position of {draft.config.downsampling} pixels a side, the model of "
+            f"{model.config.downsampling}; choose a draft with the same kind of vision encoder"
         )
     if any(picture.needs_newline for picture in pictures) and draft.engine.vision.projector.newline is None:
         raise ConfigError(f"the draft can't see these images: {NO_NEWLINE}; or leave the draft out")

@@ -183,7 +183,7 @@ class Timings:
     """
 
     preprocess: float = 0.0  # decode, orient, resize
-    vision: float = 0.0  # FastViTHD
+    vision: float = 0.0  # the vision encoder
     projector: float = 0.0
     tokenize: float = 0.0  # text to ids to positions
     prefill: float = 0.0  # one decoder pass over the prompt, head on the last row
@@ -247,8 +247,8 @@ class ImageFeatures:
     """What the decoder sees of one image.
 
     Attributes:
-        features: (N, C), FastViTHD's output, N = tokens, row-major over the image. Of an image in tiles (T, N, C), the
-            whole image first, then the tiles row by row.
+        features: (N, C), the vision encoder's output, N = tokens, row-major over the image. Of an image in tiles
+            (T, N, C), the whole image first, then the tiles row by row.
         embeddings: (N, hidden), after the projector. Of an image in tiles (P, hidden), merged: P positions in the order
             in which they stand in a prompt.
         size: (height, width) in pixels of the preprocessed image, or of the grid that it was cut into.

@@ -27,6 +27,7 @@ class View:
         grids: for "anyres", (columns, rows) of each grid that a picture may be cut into, at least one.
         merge: for "anyres", how the tiles' positions stand in a prompt; see `vision.anyres.Layout`.
         context: positions of a prompt at most; an image that takes as many is refused before it is cut. 0: any.
+        downsampling: pixels per side of a position.
     """
 
     side: int
@@ -34,11 +35,12 @@ class View:
     grids: tuple[tuple[int, int], ...] = ()
     merge: str = "flat"
     context: int = 0
+    downsampling: int = DOWNSAMPLING
 
     @property
     def tokens(self) -> int | None:
         """Positions of any picture; None where they depend on its shape."""
-        return None if self.aspect in ("anyres", "native") else (self.side // DOWNSAMPLING) ** 2
+        return None if self.aspect in ("anyres", "native") else (self.side // self.downsampling) ** 2
 
     def layout(self, size: tuple[int, int]) -> Layout | None:
         """How a picture is cut into tiles; None where it isn't.
@@ -52,7 +54,7 @@ class View:
         if self.aspect != "anyres":
             return None
         width, height = choose_grid(size, [(columns * self.side, rows * self.side) for columns, rows in self.grids])
-        layout = Layout(width // self.side, height // self.side, self.side, self.merge, size)
+        layout = Layout(width // self.side, height // self.side, self.side, self.merge, size, self.downsampling)
         if self.context and layout.tokens >= self.context:  # before the tiles fill the memory
             raise ContextLengthError(
                 f"the image has {layout.tokens} positions in {layout.columns}x{layout.rows} tiles of {self.side} px, "
@@ -67,7 +69,7 @@ class View:
             (side, side, 3) uint8; for "native" (H, W, 3), the longer one `side`; for "anyres" (T, side, side, 3).
         """
         layout = self.layout(picture.size)
-        return cut(picture, layout) if layout else fit(picture, self.side, self.aspect)
+        return cut(picture, layout) if layout else fit(picture, self.side, self.aspect, self.downsampling)
 
 
 def view_of(config: ModelConfig, side: int, aspect: str | None = None, grid: str | None = None) -> View:
@@ -75,33 +77,33 @@ def view_of(config: ModelConfig, side: int, aspect: str | None = None, grid: str
 
     Args:
         config: the model's: its own aspect, grids and merge type.
-        side: in pixels, a multiple of 64.
+        side: in pixels, a multiple of the model's downsampling.
         aspect: default the model's.
         grid: "COLUMNSxROWS" for "anyres"; default of the model's grids the one that suits the picture best.
 
     Raises:
-        ResolutionError: not a multiple of 64. InputError: unknown aspect, a grid that isn't one or that the model
+        ResolutionError: not such a multiple. InputError: unknown aspect, a grid that isn't one or that the model
             doesn't have, none at all. ConfigError: the config's grids aren't of whole tiles, or "spatial_unpad"
             without the weights of its line break.
     """
-    chosen = aspect or config.aspect
-    check_view(side, chosen)
+    chosen, downsampling = aspect or config.aspect, config.downsampling
+    check_view(side, chosen, downsampling)
     side = int(side)  # NumPy's numbers are no JSON, and would be another view in digests
     if chosen != "anyres":
         if grid is not None:
             cure = "leave one of them out" if aspect else "give aspect 'anyres', too"
             raise InputError(f"a grid is for aspect 'anyres', and aspect is {chosen!r}; {cure}")
-        return View(side, chosen)
+        return View(side, chosen, downsampling=downsampling)
     _check_merge(config)
     known = grids_of(config)
     if grid is None:
         if not known:
             raise InputError("this model has no grids of its own; say which one to cut images into, such as grid='2x2'")
-        return View(side, chosen, known, config.patch_merge_type, config.context_length)
+        return View(side, chosen, known, config.patch_merge_type, config.context_length, downsampling)
     columns, rows = parse_grid(grid)
     if known and (columns, rows) not in known:
         raise InputError(f"the model's grids are {_names(known)}, not {grid}; choose one of them, or leave grid out")
-    return View(side, chosen, ((columns, rows),), config.patch_merge_type, config.context_length)
+    return View(side, chosen, ((columns, rows),), config.patch_merge_type, config.context_length, downsampling)
 
 
 def grids_of(config: ModelConfig) -> tuple[tuple[int, int], ...]:

@@ -109,7 +109,10 @@ def test_a_bin_shard_that_runs_code_is_refused(checkpoint, tmp_path):
             {"mm_projector_type": "resampler"},
             "mm_projector_type: projector.kind is 'resampler'; this version knows linear, mlpNx_gelu .*, identity",
         ),
-        ({"mm_vision_tower": "openai/clip-vit"}, "expected mobileclip_l_SIDE"),
+        (
+            {"mm_vision_tower": "openai/clip-vit"},
+            r"this version knows mobileclip_l_SIDE \(FastViTHD\), mobileclip_s0_SIDE \(MCi0\)",
+        ),
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling is of type 'yarn'; this version knows default, linear"),
         ({"head_dim": 64}, "head_dim is 64; this version knows 32"),
         (

@@ -62,7 +62,7 @@ def test_a_size_that_the_package_lacks(with_package):
     with pytest.raises(ResolutionError, match="takes images of 128 x 128, 256 x 256 px, not 192 x 192"):
         strict.encode_image(pixels, resolution=192)
     relaxed = assemble(with_package, vision="auto", runtime=CheckerRuntime())
-    with pytest.warns(UserWarning, match="FastViTHD runs in MLX: the Core ML package takes images of"):
+    with pytest.warns(UserWarning, match="the vision encoder runs in MLX: the Core ML package takes images of"):
         found = relaxed.encode_image(pixels, resolution=192).features
     assert found.shape == (9, 512)
     assert "vision: MLX" in relaxed.device
@@ -88,7 +88,7 @@ def test_a_runtime_that_fails(with_package):
 def test_without_macos(with_package, bundle):
     with pytest.raises(EncoderError, match="Core ML runs on macOS only"):
         load(with_package.path, vision="coreml")
-    with pytest.warns(UserWarning, match="FastViTHD runs in MLX: Core ML runs on macOS only"):
+    with pytest.warns(UserWarning, match="the vision encoder runs in MLX: Core ML runs on macOS only"):
         model = load(with_package.path)
     assert "vision: MLX" in model.device
 

@@ -69,10 +69,11 @@ class Layout:
     Attributes:
         columns: tiles beside each other.
         rows: tiles below each other.
-        side: of a tile in pixels, a multiple of 64.
+        side: of a tile in pixels, a multiple of `downsampling`.
         merge: "flat": tile after tile; "spatial": the whole picture, then the grid line by line; "spatial_unpad":
             likewise, without the lines or columns that are padding, and with a learnt line break after each line.
         size: (width, height) of the picture in pixels.
+        downsampling: pixels per side of a position.
     """
 
     columns: int
@@ -80,6 +81,7 @@ class Layout:
     side: int
     merge: str
     size: tuple[int, int]
+    downsampling: int = DOWNSAMPLING
 
     @property
     def tiles(self) -> int:
@@ -94,13 +96,13 @@ class Layout:
     @property
     def tokens(self) -> int:
         """Positions that it takes in a prompt."""
-        n = self.side // DOWNSAMPLING
+        n = self.side // self.downsampling
         lines, columns = self.kept()
         return n * n + len(lines) * (len(columns) + (self.merge == "spatial_unpad"))
 
     def kept(self) -> tuple[range, range]:
         """Which lines and columns of the grid's positions stand in the prompt."""
-        lines, columns = (pixels // DOWNSAMPLING for pixels in self.pixels)
+        lines, columns = (pixels // self.downsampling for pixels in self.pixels)
         if self.merge != "spatial_unpad":
             return range(lines), range(columns)
         width, height = self.size
@@ -163,7 +165,7 @@ def merge(tiles: mx.array, layout: Layout, newline: mx.array | None = None) -> m
         return tiles[0] if line_break is None else mx.concatenate([tiles[0], line_break[None]])
     if layout.merge == "flat":
         return tiles.reshape(-1, width)
-    n = layout.side // DOWNSAMPLING
+    n = layout.side // layout.downsampling
     grid = tiles[1:].reshape(layout.rows, layout.columns, n, n, width).transpose(0, 2, 1, 3, 4)
     grid = grid.reshape(layout.rows * n, layout.columns * n, width)
     if line_break is not None:
