@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from fastvlm_convert import compression
-from fastvlm_convert.folding import fold_attention_scale
+from fastvlm_convert.folding import PIXEL_MAX, STEM, fold_attention_scale
 from fastvlm_convert.quiet import quiet
 from fastvlm_convert.ranges import Meter, Ranges, apply_ranges
 from fastvlm_convert.rounding import round_float16
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from fastvlm_convert.torch_fastvithd import FastViTHD
 
 INPUT, OUTPUT = "image", "image_features"
-TARGETS = ("macOS14", "macOS15")  # macOS 15 is needed for several functions in a package
+APPLE_INPUT = "images"  # in packages as Apple exports them
+TARGETS = ("macOS13", "macOS14", "macOS15")  # macOS 15 is needed for several functions in a package
 Attention = Literal["batched", "split", "sdpa"]
+Interface = Literal["image", "tensor"]
 DEFAULT_SIDES = (256, 512, 768, 1024)
 MAX_SIDE = 1536
 # Fused again, LayerNorm would be what torch_fastvithd takes apart.
@@ -77,13 +79,18 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class PackageOptions:
-    """How the package is made; see `fastvlm-convert --help`."""
+    """How the package is made; see `fastvlm-convert --help`.
+
+    With the interface "tensor" it takes what Apple's own export takes: float32 (1, 3, H, W) in [0, 1], not an image,
+    and gives float32.
+    """
 
     sizes: tuple[Size, ...] = tuple(Size(side, side) for side in DEFAULT_SIDES)
     attention: Attention = "batched"
     bits: int = 16
     min_target: str = "macOS15"
     range_safety: bool = True
+    interface: Interface = "image"
 
     def __post_init__(self) -> None:
         """Raise InputError for what can't go together."""
@@ -95,10 +102,10 @@ class PackageOptions:
             raise InputError(f"--vision-bits must be 16 or 8, got {self.bits}")
         if len({size.function for size in self.sizes}) != len(self.sizes) or not self.sizes:
             raise InputError("--resolutions must name at least one size, and none twice")
-        if self.min_target == "macOS14" and (len(self.sizes) > 1 or self.attention == "sdpa"):
+        if self.min_target != "macOS15" and (len(self.sizes) > 1 or self.attention == "sdpa"):
             raise InputError("several resolutions, and --attention sdpa, need --min-target macOS15")
-        if self.min_target == "macOS14" and self.bits == 8:
-            raise InputError("--vision-bits 8 needs --min-target macOS15: macOS 14 has no scales by block")
+        if self.min_target != "macOS15" and self.bits == 8:
+            raise InputError("--vision-bits 8 needs --min-target macOS15: before it there are no scales by block")
 
 
 def build_network(
@@ -125,6 +132,13 @@ def build_network(
         scaled = {n: compression.packed(w) if compression.fits(w) else w for n, w in scaled.items()}
     network.load(scaled)
     return network
+
+
+def for_interface(weights: Weights, interface: Interface) -> Weights:
+    """Weights for pixels as a package takes them: those of the stem, which are for 0-255, grow for pixels in [0, 1]."""
+    if interface == "image":
+        return weights
+    return {**weights, STEM: weights[STEM] * np.float32(PIXEL_MAX)}
 
 
 def measure_ranges(config: VisionConfig, weights: Weights, images: Iterable[np.ndarray]) -> Ranges:
@@ -166,7 +180,7 @@ def convert_package(
         ranges: exponents of `measure_ranges`.
         progress: called with what is being done.
     """
-    network = build_network(config, weights, options.attention, ranges, rounded=True)
+    network = build_network(config, for_interface(weights, options.interface), options.attention, ranges, rounded=True)
     with TemporaryDirectory(prefix="fastvlm-coreml-", dir=target.parent) as folder, quiet(), _temporary_in(folder):
         import coremltools as ct
 
@@ -175,7 +189,7 @@ def convert_package(
             progress(f"converting FastViTHD at {size.height} x {size.width}")
             parts[size.function] = Path(folder) / f"{size.function}.mlpackage"
             _convert(network, size, options).save(str(parts[size.function]))
-        if options.min_target == "macOS14":
+        if options.min_target != "macOS15":
             shutil.move(parts[options.sizes[0].function], target)
             return
         progress("joining the functions")
@@ -207,11 +221,14 @@ def _convert(network: FastViTHD, size: Size, options: PackageOptions) -> Any:
     pipeline.remove_passes(_UNWANTED_PASSES)
     if options.bits == 8:
         compression.add_to(pipeline)
+    # Pixels as they are: 1/255 is in the stem. An image input is resized and converted by Core ML itself.
+    given = ct.ImageType(name=INPUT, shape=example.shape, color_layout=ct.colorlayout.RGB)
+    if options.interface == "tensor":
+        given = ct.TensorType(name=APPLE_INPUT, shape=example.shape, dtype=np.float32)
     return ct.convert(
         exported,
-        # Pixels as they are: 1/255 is in the stem. An image input is resized and converted by Core ML itself.
-        inputs=[ct.ImageType(name=INPUT, shape=example.shape, color_layout=ct.colorlayout.RGB)],
-        outputs=[ct.TensorType(name=OUTPUT, dtype=np.float16)],
+        inputs=[given],
+        outputs=[ct.TensorType(name=OUTPUT, dtype=np.float16 if options.interface == "image" else np.float32)],
         minimum_deployment_target=getattr(ct.target, options.min_target),
         compute_precision=ct.precision.FLOAT16,
         compute_units=ct.ComputeUnit.CPU_AND_NE,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_convert import verify, vision_package
+from fastvlm_convert import export, verify, vision_package
 from fastvlm_convert.cli import main
 from fastvlm_convert.coreml_vision import PackageOptions, Size, convert_package
 from fastvlm_convert.gates import Subject
@@ -38,7 +38,7 @@ def subject(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPath
 def _without_core_ml() -> Iterator[None]:
     """On a Mac too: what Core ML itself makes of a package is for the tests marked `apple`."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (vision_package, verify):
+        for module in (vision_package, verify, export):
             patch.setattr(module, "core_ml", lambda: None)
         yield
 

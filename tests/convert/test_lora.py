@@ -1,0 +1,340 @@
+"""LoRA adapters: what the converter merges is what numpy merges by hand, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from fastvlm_convert.cli import main
+from fastvlm_convert.lora import open_checkpoint
+from fastvlm_convert.options import Options
+from fastvlm_convert.pipeline import convert
+from fastvlm_mlx import load
+from fastvlm_mlx.bundle import Bundle, read_tensors
+from support.adapters import LAYER, PREFIX, VISION, factors, merged_by_hand, pair, shape_of, write_adapter
+from support.layouts import to_mlx_vlm, to_transformers
+from support.seeded import golden_prompt
+
+MODULES = (LAYER, "model.layers.1.mlp.down_proj", "model.mm_projector.0")
+
+
+def deltas(base, modules, rank=4, scale=2.0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The adapter's tensors, and what numpy adds: (scale * B A) by weight."""
+    tensors, added = {}, {}
+    for module in modules:
+        a, b = factors(module, shape_of(base, f"{module}.weight"), rank)
+        tensors |= pair(module, a, b)
+        added[f"{module}.weight"] = scale * (b.reshape(len(b), -1) @ a.reshape(rank, -1))
+    return tensors, added
+
+
+def same_bundles(found, right) -> None:
+    for name in ("decoder.safetensors", "vision.safetensors"):
+        ours, theirs = read_tensors(found / name), read_tensors(right / name)
+        assert ours.keys() == theirs.keys()
+        assert all(ours[key].dtype == theirs[key].dtype for key in theirs)
+        assert [key for key in theirs if not mx.array_equal(ours[key], theirs[key])] == []
+
+
+def test_merged_as_by_hand(checkpoint, bundle, tmp_path):
+    base = checkpoint("tiny")
+    tensors, added = deltas(base, MODULES)
+    adapter = write_adapter(tmp_path / "adapter", tensors, base)
+    found = convert(adapter, tmp_path / "found").path
+    right = convert(merged_by_hand(base, tmp_path / "merged", added), tmp_path / "right").path
+    same_bundles(found, right)
+    changed = "model.layers.0.self_attn.q_proj.weight"
+    plain = read_tensors(bundle("tiny") / "decoder.safetensors")[changed]
+    assert not mx.array_equal(read_tensors(found / "decoder.safetensors")[changed], plain)
+    # Another answer than the base's, and the one of the weights that were merged by hand.
+    prompt = golden_prompt("tiny", "one image")
+    answers = [
+        list(load(path).generate(prompt.images, prompt.ids, max_tokens=24, ignore_eos=True).token_ids)
+        for path in (found, right)
+    ]
+    assert answers[0] == answers[1] != prompt.greedy_ids
+
+
+def test_ranks_and_alphas_of_single_layers(checkpoint, tmp_path):
+    """By the end of a name, or a regular expression; the first that fits counts."""
+    base = checkpoint("tiny")
+    deep, wide = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.v_proj"
+    tensors, added = deltas(base, [LAYER])  # alpha 8 over rank 4
+    for module, rank, scale in ((deep, 2, 4.0), (wide, 8, 4.0)):
+        more, delta = deltas(base, [module], rank, scale)
+        tensors |= more
+        added |= delta
+    patterns = {
+        "rank_pattern": {"down_proj": 2, r"layers\.\d+\.self_attn\.v_proj": 8, "v_proj": 16},
+        "alpha_pattern": {"v_proj": 32},
+    }
+    adapter = write_adapter(tmp_path / "adapter", tensors, base, **patterns)
+    right = convert(merged_by_hand(base, tmp_path / "merged", added), tmp_path / "right").path
+    same_bundles(convert(adapter, tmp_path / "found").path, right)
+
+
+def test_rslora_divides_by_the_root(checkpoint, tmp_path):
+    base = checkpoint("tiny")
+    tensors, added = deltas(base, MODULES, rank=16, scale=2.0)  # 8 / sqrt(16); by the rank it would be 0.5
+    adapter = write_adapter(tmp_path / "adapter", tensors, base, r=16, use_rslora=True)
+    right = convert(merged_by_hand(base, tmp_path / "merged", added), tmp_path / "right").path
+    same_bundles(convert(adapter, tmp_path / "found").path, right)
+
+
+def test_names_of_older_files(checkpoint, tmp_path):
+    base = checkpoint("tiny")
+    a, b = factors(LAYER, shape_of(base, f"{LAYER}.weight"), 4)
+    adapter = write_adapter(tmp_path / "adapter", pair(LAYER, a, b, ".default"), base)
+    right = convert(merged_by_hand(base, tmp_path / "m", {f"{LAYER}.weight": 2 * b @ a}), tmp_path / "right").path
+    same_bundles(convert(adapter, tmp_path / "found").path, right)
+
+
+def test_what_the_adapter_holds_whole(checkpoint, tmp_path):
+    """A head that was trained whole, a bias, and the two names that PEFT gives them."""
+    base = checkpoint("tiny-untied")
+    head = np.full((1024, 128), 0.25, np.float32)
+    bias = np.arange(128, dtype=np.float32) / 64
+    tensors, added = deltas(base, [LAYER])
+    tensors |= {
+        f"{PREFIX}lm_head.modules_to_save.default.weight": head,
+        f"{PREFIX}{LAYER}.base_layer.bias": bias,
+        f"{PREFIX}model.layers.1.self_attn.q_proj.bias": bias,
+    }
+    adapter = write_adapter(tmp_path / "adapter", tensors, base, bias="all", modules_to_save=["lm_head"])
+    merged = merged_by_hand(base, tmp_path / "merged", added)
+    weights = mx.load(str(merged / "model.safetensors"))
+    weights["lm_head.weight"] = mx.array(head).astype(mx.bfloat16)
+    for layer in (0, 1):
+        weights[f"model.layers.{layer}.self_attn.q_proj.bias"] = mx.array(bias).astype(mx.bfloat16)
+    mx.save_safetensors(str(merged / "model.safetensors"), weights)
+    same_bundles(convert(adapter, tmp_path / "found").path, convert(merged, tmp_path / "right").path)
+
+
+def test_an_embedding_of_its_own_head(checkpoint, tmp_path):
+    """Its factors are those of the transpose; PEFT saves the whole embedding beside them."""
+    base = checkpoint("tiny-untied")
+    name = "model.embed_tokens"
+    b, a = factors(name, (128, 1024), 4)[::-1]  # (128, 4) and (4, 1024)
+    tensors = {f"{PREFIX}{name}.lora_embedding_A": a, f"{PREFIX}{name}.lora_embedding_B": b}
+    whole = mx.load(str(base / "model.safetensors"))[f"{name}.weight"].astype(mx.float32)
+    tensors[f"{PREFIX}{name}.base_layer.weight"] = np.array(whole) + 0.5
+    adapter = write_adapter(tmp_path / "adapter", tensors, base)
+    added = {f"{name}.weight": 0.5 + 2 * (b @ a).T}
+    # One addition instead of two: exact, as the sums have few bits.
+    right = convert(merged_by_hand(base, tmp_path / "merged", added), tmp_path / "right").path
+    same_bundles(convert(adapter, tmp_path / "found").path, right)
+
+
+def test_convolutions_and_matrices_of_the_vision_tower(checkpoint, tmp_path):
+    base = checkpoint("tiny")
+    modules = [
+        VISION + "patch_embed.0.reparam_conv",  # 3x3
+        VISION + "network.0.0.convffn.fc1",  # 1x1
+        VISION + "network.7.0.token_mixer.qkv",  # a matrix
+    ]
+    tensors, added = deltas(base, modules)
+    adapter = write_adapter(tmp_path / "adapter", tensors, base)
+    right = convert(merged_by_hand(base, tmp_path / "merged", added), tmp_path / "right").path
+    same_bundles(convert(adapter, tmp_path / "found").path, right)
+
+
+def test_what_llava_trains_beside_the_adapter(checkpoint, tmp_path):
+    """non_lora_trainables.bin: the projector, whole."""
+    torch = pytest.importorskip("torch", reason="the convert extra isn't installed")
+    base = checkpoint("tiny")
+    tensors, added = deltas(base, [LAYER])
+    adapter = write_adapter(tmp_path / "adapter", tensors, base)
+    rng = np.random.default_rng(7)
+    whole = {f"model.mm_projector.{i}.bias": rng.integers(-9, 9, 128) / 16 for i in (0, 2)}
+    torch.save(
+        {f"base_model.model.{n}": torch.tensor(v, dtype=torch.bfloat16) for n, v in whole.items()},
+        adapter / "non_lora_trainables.bin",
+    )
+    merged = merged_by_hand(base, tmp_path / "merged", added)
+    weights = mx.load(str(merged / "model.safetensors"))
+    weights |= {name: mx.array(value.astype(np.float32)).astype(mx.bfloat16) for name, value in whole.items()}
+    mx.save_safetensors(str(merged / "model.safetensors"), weights)
+    found = convert(adapter, tmp_path / "found").path
+    same_bundles(found, convert(merged, tmp_path / "right").path)
+    recorded = Bundle.open(found).manifest.source.adapter
+    assert recorded
+    assert "non_lora_trainables.bin" in recorded.files
+
+
+def test_llavas_names_on_a_base_of_another_layout(checkpoint, tmp_path):
+    base = checkpoint("tiny")
+    tensors, added = deltas(base, MODULES)
+    right = convert(merged_by_hand(base, tmp_path / "merged", added), tmp_path / "right").path
+    adapter = write_adapter(tmp_path / "adapter", tensors)
+    for to_layout in (to_transformers, to_mlx_vlm):
+        other = to_layout(base, tmp_path / to_layout.__name__)
+        same_bundles(convert(adapter, tmp_path / f"found {to_layout.__name__}", base=other).path, right)
+
+
+def test_names_of_transformers_own_model(checkpoint, tmp_path):
+    base = checkpoint("tiny")
+    _, added = deltas(base, [LAYER])
+    a, b = factors(LAYER, shape_of(base, f"{LAYER}.weight"), 4)
+    names = pair("model.language_model.layers.0.self_attn.q_proj", a, b)
+    adapter = write_adapter(tmp_path / "adapter", names, to_transformers(base, tmp_path / "base"))
+    right = convert(merged_by_hand(base, tmp_path / "merged", added), tmp_path / "right").path
+    same_bundles(convert(adapter, tmp_path / "found").path, right)
+
+
+def test_quantised_after_merging(checkpoint, tmp_path):
+    base = checkpoint("tiny")
+    tensors, added = deltas(base, MODULES)
+    adapter = write_adapter(tmp_path / "adapter", tensors, base)
+    merged = merged_by_hand(base, tmp_path / "merged", added)
+    found, right = (convert(s, tmp_path / f"b {s.name}", Options(q_bits=4)).path for s in (adapter, merged))
+    same_bundles(found, right)
+
+
+def test_the_command_and_what_it_records(checkpoint, tmp_path, monkeypatch, capsys):
+    """The base is the one that is given; a second run does nothing; another adapter makes the bundle again."""
+    base = checkpoint("tiny")
+    tensors, _ = deltas(base, MODULES)
+    adapter = write_adapter(tmp_path / "tuned", tensors, "org/somewhere")
+    monkeypatch.chdir(tmp_path)
+    argv = [str(adapter), "--base", str(base), "--no-coreml"]
+    assert main(argv) == 0
+    assert capsys.readouterr().out == "wrote models/converted/tuned\n"
+    opened = Bundle.open(tmp_path / "models/converted/tuned")
+    source = opened.manifest.source
+    assert (source.id, source.adapter and source.adapter.id) == ("tiny", "tuned")
+    assert set(source.files) == {"model.safetensors", "config.json", "generation_config.json"}
+    assert source.adapter
+    assert set(source.adapter.files) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert opened.config.name == "tiny with tuned"
+    assert opened.manifest.changes[0] == "LoRA adapter tuned merged into 3 matrices (rank 4, alpha 8)"
+    assert main(argv) == 0
+    assert "is up to date" in capsys.readouterr().out
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 16}))
+    assert main(argv) == 0
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_a_merge_in_blocks(checkpoint, tmp_path, monkeypatch):
+    """A block of three rows at a time: the last one is smaller."""
+    base = checkpoint("tiny")
+    tensors, _ = deltas(base, [LAYER])
+    opened = open_checkpoint(write_adapter(tmp_path / "adapter", tensors, base))
+    whole = opened.read(f"{LAYER}.weight")
+    monkeypatch.setattr("fastvlm_convert.lora.ROWS_BYTES", 3 * 128 * 4)
+    assert mx.array_equal(opened.read(f"{LAYER}.weight"), whole)
+
+
+def refused(adapter, tmp_path, capsys, *flags: str) -> str:
+    assert main([str(adapter), "-o", str(tmp_path / "out"), "--no-coreml", *flags]) == 2
+    assert not (tmp_path / "out").exists()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    return err
+
+
+def test_an_adapter_for_another_base(checkpoint, tmp_path, capsys):
+    """One error with the first three faults."""
+    base = checkpoint("tiny")
+    tensors, _ = deltas(base, [LAYER])
+    big = {}
+    for layer in range(2, 7):
+        big |= pair(f"model.layers.{layer}.self_attn.q_proj", *factors("big", (896, 896), 4))
+    big |= pair("model.layers.1.self_attn.q_proj", *factors("big", (896, 896), 4))
+    adapter = write_adapter(tmp_path / "adapter", tensors | big, "apple/FastVLM-0.5B")
+    err = refused(adapter, tmp_path, capsys, "--base", str(base))
+    assert "doesn't fit" in err
+    assert "(128, 128) can't take factors of (4, 896) and (896, 4) with rank 4" in err
+    assert "the base has no model.layers.2.self_attn.q_proj.weight" in err
+    assert "and 3 more" in err
+    assert "give the base that it was trained on with --base, which its config calls 'apple/FastVLM-0.5B'" in err
+
+
+def test_another_rank_than_the_config_says(checkpoint, tmp_path, capsys):
+    tensors, _ = deltas(checkpoint("tiny"), [LAYER], rank=8)
+    adapter = write_adapter(tmp_path / "adapter", tensors, checkpoint("tiny"))
+    assert "can't take factors of (8, 128) and (128, 8) with rank 4" in refused(adapter, tmp_path, capsys)
+
+
+def test_an_adapter_without_its_base(checkpoint, tmp_path, capsys):
+    tensors, _ = deltas(checkpoint("tiny"), [LAYER])
+    named = write_adapter(tmp_path / "named", tensors, "apple/FastVLM-0.5B")
+    assert "trained on 'apple/FastVLM-0.5B', which is no folder here; give its base's folder with --base" in refused(
+        named, tmp_path, capsys
+    )
+    nameless = write_adapter(tmp_path / "nameless", tensors)
+    assert "of an unnamed base; give its base's folder with --base" in refused(nameless, tmp_path, capsys)
+    assert "is an adapter itself" in refused(nameless, tmp_path, capsys, "--base", str(named))
+    assert "no checkpoint folder at nowhere" in refused(nameless, tmp_path, capsys, "--base", "nowhere")
+    base = str(checkpoint("tiny"))
+    assert "is no adapter; leave --base out" in refused(base, tmp_path, capsys, "--base", base)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"use_dora": True}, "sets use_dora, which this version can't merge; merge it with PEFT"),
+        ({"lora_bias": True, "layer_replication": [[0, 2]]}, "sets layer_replication, lora_bias"),
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "which changes the base"),
+        ({"r": "four"}, "another type than PEFT writes"),
+        ({"rank_pattern": {"(": 4}}, "another type than PEFT writes"),
+        ({"r": 0}, "a rank of 0"),
+    ],
+)
+def test_adapters_that_cannot_be_merged(checkpoint, tmp_path, capsys, settings, message):
+    tensors, _ = deltas(checkpoint("tiny"), [LAYER])
+    adapter = write_adapter(tmp_path / "adapter", tensors, checkpoint("tiny"), **settings)
+    assert message in refused(adapter, tmp_path, capsys)
+
+
+def test_files_that_are_no_adapter(checkpoint, tmp_path, capsys):
+    base = checkpoint("tiny")
+    a, b = factors(LAYER, (128, 128), 4)
+    cases = {
+        f"{PREFIX}{LAYER}.lora_magnitude_vector": "is no factor A or B",
+        f"{PREFIX}{LAYER}.lora_B.bias": "is no factor A or B",
+        f"{PREFIX}{LAYER}.lora_A.other.weight": "holds several adapters",
+        f"{PREFIX}model.layers.1.mlp.up_proj.lora_A.weight": "has a factor A without the other",
+        f"{PREFIX}model.norm.weight": "is (4, 128) instead of the base's (128,)",
+        f"{PREFIX}model.vision_tower.vision_tower.model.patch_embed.1.reparam_conv.lora_A.weight": "without the other",
+    }
+    for number, (name, message) in enumerate(cases.items()):
+        adapter = write_adapter(tmp_path / str(number), pair(LAYER, a, b) | {name: a}, base)
+        assert message in refused(adapter, tmp_path, capsys)
+    empty = write_adapter(tmp_path / "empty", pair(LAYER, a, b), base)
+    (empty / "adapter_model.safetensors").unlink()
+    assert "has no adapter_model.safetensors" in refused(empty, tmp_path, capsys)
+
+
+def test_depthwise_convolutions_are_refused(checkpoint, tmp_path, capsys):
+    base, module = checkpoint("tiny"), VISION + "patch_embed.1.reparam_conv"
+    tensors = pair(module, *factors(module, (16, 16, 3, 3), 4))
+    adapter = write_adapter(tmp_path / "adapter", tensors, base)
+    assert "(16, 1, 3, 3) can't take factors of (4, 16, 3, 3)" in refused(adapter, tmp_path, capsys)
+    other = to_mlx_vlm(base, tmp_path / "mlx-vlm")
+    assert "is stored channels last" in refused(adapter, tmp_path, capsys, "--base", str(other))
+
+
+@pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])
+def test_a_tied_head_stays(checkpoint, tmp_path, capsys, name):
+    """By the config too: published ones have a head beside the embedding, and say that it is tied."""
+    base = shutil.copytree(checkpoint("tiny-untied"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (base / "config.json").write_text(json.dumps(config))
+    tensors = {f"{PREFIX}{name}.weight": np.zeros((1024, 128), np.float32)}
+    adapter = write_adapter(tmp_path / "adapter", tensors, base)
+    assert f"changes {name}.weight, but the base's head is its embedding" in refused(adapter, tmp_path, capsys)
+
+
+def test_a_quantised_base(checkpoint, tmp_path, capsys):
+    from support.layouts import to_apple_mlx
+
+    tensors, _ = deltas(checkpoint("tiny"), [LAYER])
+    base = to_apple_mlx(checkpoint("tiny"), tmp_path / "base", bits=8)
+    adapter = write_adapter(tmp_path / "adapter", tensors, base)
+    assert f"the base's {LAYER}.weight is quantised" in refused(adapter, tmp_path, capsys)
