@@ -64,7 +64,8 @@ def add_image(tokenizer: Tokenizer, rows: int, where: object) -> int:
     """
     if tokenizer.token_to_id(IMAGE) is None:
         tokenizer.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
-    index = int(tokenizer.token_to_id(IMAGE))
+    index = tokenizer.token_to_id(IMAGE)
+    assert index is not None
     if index >= rows:
         raise CheckpointError(
             f"the tokenizer of {where} leaves no id for {IMAGE}: it would be {index}, the embedding has {rows} rows; "

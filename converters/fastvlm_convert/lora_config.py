@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastvlm_convert.source import read_json
 from fastvlm_mlx.errors import CheckpointError
 
+_T = TypeVar("_T")
 ADAPTER_CONFIG = "adapter_config.json"
 
 # What may be set without another way to merge: the names of the layers show in the tensors' own names, dropout and
@@ -103,6 +104,6 @@ def _parse(raw: Mapping[str, Any]) -> LoraConfig:
     return config
 
 
-def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+def _matching(patterns: Mapping[str, _T], module: str, default: _T) -> _T:
     """The value of the first pattern that matches a name, or its last parts."""
     return next((v for key, v in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{key})", module)), default)
