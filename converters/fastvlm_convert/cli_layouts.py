@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fastvlm_convert.coreml_vision import Size
-from fastvlm_convert.export import Picture, export
+from fastvlm_convert.export import ExportPackage, export
 from fastvlm_convert.exports import form_of
 from fastvlm_convert.options import Options
 from fastvlm_convert.pipeline import Result
@@ -41,7 +41,7 @@ def export_as_asked(args: argparse.Namespace, options: Options, progress: Progre
         form.name,
         args.output,
         options,
-        Picture(_size(args.resolutions, form.runtime), args.attention or "batched", args.calibration),
+        ExportPackage(_size(args.resolutions, form.runtime), args.attention or "batched", args.calibration),
         args.source_id,
         args.revision,
         args.licence,

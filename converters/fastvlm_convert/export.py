@@ -42,7 +42,7 @@ _TARGET = "macOS13"  # what Apple's own package asks for
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ExportPackage:
     """How the Core ML package of an export is made.
 
     Attributes:
@@ -61,7 +61,7 @@ def export(
     layout: str,
     target: Path | None = None,
     options: Options | None = None,
-    picture: Picture | None = None,
+    package: ExportPackage | None = None,
     source_id: str | None = None,
     revision: str | None = None,
     licence: str | None = None,
@@ -76,7 +76,7 @@ def export(
         layout: "apple-app" for Apple's demo app and mlx-swift, or "mlx-vlm".
         target: the folder to write; default `models/converted/NAME-LAYOUT`.
         options: dtypes and quantisation, of decoder and projector.
-        picture: how the package of "apple-app" is made.
+        package: how the Core ML package of "apple-app" is made.
         source_id: the name to record, such as "apple/FastVLM-0.5B"; default the folder's name.
         revision: the commit to record.
         licence: short name of the source's terms, where its files don't hold them.
@@ -87,17 +87,17 @@ def export(
     Raises:
         CheckpointError, WeightsError, InputError, DiskSpaceError, MissingDependencyError or VerificationError.
     """
-    form, options, picture, gates = form_of(layout), options or Options(), picture or Picture(), gates or Gates()
-    _check_options(form, options, picture)
+    form, options, package, gates = form_of(layout), options or Options(), package or ExportPackage(), gates or Gates()
+    _check_options(form, options, package)
     target = target or DEFAULT_HOME / f"{source.resolve().name}-{form.name}{options.suffix}"
     checkpoint, found, origin = open_any(source, target, base, source_id, revision, progress)
-    request = _request(form, found, picture, gates)
-    made_with = _made_with(form, options, picture, request)
+    request = _request(form, found, package, gates)
+    made_with = _made_with(form, options, package, request)
     current = _is_current(target, origin, made_with, licence, gates.accepts if request else lambda _: True)
     if current and not gates.every_size:
         return Result(target, True, ())
     tensors, config, warnings = read_any(checkpoint, found, origin.name, options)
-    plan = plan_export(form, checkpoint, tensors, config, options, picture.size.height if picture.size else None)
+    plan = plan_export(form, checkpoint, tensors, config, options, package.size.height if package.size else None)
     if current:
         _verify_again(target, plan, request, progress)
         return Result(target, True, ())
@@ -109,9 +109,9 @@ def export(
     return Result(target, False, tuple(warnings))
 
 
-def _made_with(form: Form, options: Options, picture: Picture, request: Request | None) -> dict[str, object]:
+def _made_with(form: Form, options: Options, package: ExportPackage, request: Request | None) -> dict[str, object]:
     """What decides the output besides the source, for the manifest."""
-    chosen = asdict(options) | {"layout": form.name, "picture": asdict(replace(picture, calibration=None))}
+    chosen = asdict(options) | {"layout": form.name, "export_package": asdict(replace(package, calibration=None))}
     return as_json(chosen | ({"calibration": calibration_record(request.pictures)} if request else {}))
 
 
@@ -145,32 +145,32 @@ def _tensor_bytes(plan: ExportPlan) -> int:
     return sum(spec.nbytes for output in plan.outputs for spec in output.specs)
 
 
-def _check_options(form: Form, options: Options, picture: Picture) -> None:
+def _check_options(form: Form, options: Options, package: ExportPackage) -> None:
     """Raise InputError for what a form has no place for."""
     if options.quantize_vision:
         raise InputError(f"--quantize-vision is for bundles; {form.runtime} takes FastViTHD unquantised")
-    if not form.package and picture != Picture():
+    if not form.package and package != ExportPackage():
         raise InputError(
             f"{form.runtime} takes FastViTHD's weights, not a Core ML package; leave --resolutions, --attention and "
             "--calibration out"
         )
     if form.package and options.vision_dtype:
         raise InputError(f"{form.runtime} takes FastViTHD as a Core ML package in float16; leave --vision-dtype out")
-    if form.package and picture.attention == "sdpa":
+    if form.package and package.attention == "sdpa":
         raise InputError("--attention sdpa needs macOS 15, Apple's package is for macOS 13; give batched or split")
     if options.vision_dtype == "float16":
         raise InputError(f"FastViTHD overflows float16 in {form.runtime}; give --vision-dtype bfloat16 or float32")
-    if picture.size and picture.size.height != picture.size.width:
-        raise InputError(f"{form.runtime} takes square images; got {picture.size.height}x{picture.size.width}")
+    if package.size and package.size.height != package.size.width:
+        raise InputError(f"{form.runtime} takes square images; got {package.size.height}x{package.size.width}")
 
 
-def _request(form: Form, found: Layout, picture: Picture, gates: Gates) -> Request | None:
+def _request(form: Form, found: Layout, package: ExportPackage, gates: Gates) -> Request | None:
     """The package that is to be made, its size still open; None where none is."""
     if not (form.package and found.has_vision):
         return None
-    size = picture.size or Size(64, 64)  # the model's own is known when its config is read
-    options = PackageOptions((size,), picture.attention, min_target=_TARGET, interface="tensor")
-    return request_package(options, picture.calibration, gates)
+    size = package.size or Size(64, 64)  # the model's own is known when its config is read
+    options = PackageOptions((size,), package.attention, min_target=_TARGET, interface="tensor")
+    return request_package(options, package.calibration, gates)
 
 
 def _is_current(

@@ -95,7 +95,7 @@ def plan_export(
     warnings = _losses(form, tensors, config, side)
     aspect = "pad" if config.aspect == "anyres" else config.aspect
     config = replace(config, image_newline=False, grid_pinpoints=(), patch_merge_type="flat", aspect=aspect)
-    used = {name: tensor for name, tensor in tensors.items() if name != NEWLINE}
+    used = dict(tensors)
     dtype = options.dtype or form.dtype
     planned = plan_decoder(used, config, DTYPES[dtype] if dtype else None, options.width, quantize_projector=True)
     outputs = [_renamed(output, form.layout) for output in planned]

@@ -240,3 +240,31 @@ def test_apples_file_from_the_text_half(source, tmp_path):
         assert (written / file.relative_to(given)).read_bytes() == file.read_bytes()
     tokenizer = Tokenizer.from_file(str(written / "tokenizer.json"))
     assert tokenizer.token_to_id("<image>") == json.loads((written / "config.json").read_text())["image_token_index"]
+
+
+def test_image_in_every_file_of_the_tokenizer(tmp_path):
+    """What the source says of its tokens stays; files that it lacks aren't made up."""
+    from fastvlm_convert.export_tokenizer import add_image, write_tokenizer
+    from support.tokenizers import write_tokenizer as write_source
+
+    given, made = tmp_path / "given", tmp_path / "made"
+    given.mkdir()
+    made.mkdir()
+    write_source(given / "tokenizer.json", 1000)
+    (given / "added_tokens.json").write_text('{"<|im_start|>": 0}')
+    (given / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "Own", "added_tokens_decoder": {"0": {"content": "theirs"}}}'
+    )
+    tokenizer = Tokenizer.from_file(str(given / "tokenizer.json"))
+    assert add_image(tokenizer, 1001, given) == add_image(tokenizer, 1001, given) == 1000
+    write_tokenizer(given, made, tokenizer)
+    assert json.loads((made / "added_tokens.json").read_text()) == {"<|im_start|>": 0, "<image>": 1000}
+    config = json.loads((made / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "Own"
+    assert config["added_tokens_decoder"]["0"] == {"content": "theirs"}
+    assert config["added_tokens_decoder"]["1000"] == {
+        "content": "<image>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+        "special": True,
+    }  # fmt: skip
+    assert Tokenizer.from_file(str(made / "tokenizer.json")).token_to_id("<image>") == 1000
+    assert not (made / "vocab.json").exists()

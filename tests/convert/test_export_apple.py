@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from fastvlm_convert import export as module
 from fastvlm_convert.cli import main
 from fastvlm_convert.coreml_vision import Size
-from fastvlm_convert.export import Picture, export
+from fastvlm_convert.export import ExportPackage, export
 from fastvlm_convert.options import Options
 from fastvlm_convert.pipeline import convert
 from fastvlm_mlx.bundle import Bundle, read_tensors
@@ -205,7 +205,7 @@ def test_a_second_run_and_another_size(source, tmp_path, made_before):
     before = (target / "manifest.json").read_text()
     assert main(argv) == 0  # the checks again
     assert (target / "manifest.json").read_text() == before
-    result = export(source("tiny"), "apple-app", target, picture=Picture(Size(192, 192)))
+    result = export(source("tiny"), "apple-app", target, package=ExportPackage(Size(192, 192)))
     assert not result.up_to_date
     assert any("takes features of 256 x 3072 only, this model's are 9 x 512" in warning for warning in result.warnings)
     assert json.loads((target / "config.json").read_text())["mm_vision_tower"] == "mobileclip_l_192"

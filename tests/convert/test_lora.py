@@ -345,3 +345,21 @@ def test_a_quantised_base(checkpoint, tmp_path, capsys):
     base = to_apple_mlx(checkpoint("tiny"), tmp_path / "base", bits=8)
     adapter = write_adapter(tmp_path / "adapter", tensors, base)
     assert f"the base's {LAYER}.weight is quantised" in refused(adapter, tmp_path, capsys)
+
+
+def test_verify_compares_with_the_merged_weights(checkpoint, tmp_path):
+    """The vision weights that a package is checked against are those with the adapter in them."""
+    from fastvlm_convert.verify import _weights_of_source
+    from fastvlm_mlx.errors import InputError
+    from support.folded import folded_vision
+
+    base = checkpoint("tiny")
+    tensors, added = deltas(base, [VISION + "network.0.0.convffn.fc1"])
+    adapter = write_adapter(tmp_path / "adapter", tensors)
+    bundle = Bundle.open(convert(adapter, tmp_path / "bundle", base=base).path)
+    found = _weights_of_source(bundle, adapter, base)
+    _, right = folded_vision(merged_by_hand(base, tmp_path / "merged", added))
+    assert found.keys() == right.keys()
+    assert all(np.array_equal(found[name], right[name]) for name in right)
+    with pytest.raises(InputError, match=r"isn't what .* was made from: that is tiny with adapter"):
+        _weights_of_source(bundle, base, None)
