@@ -19,7 +19,6 @@ from fastvlm_mlx.config import VisionConfig
 Array = np.ndarray
 BATCH_NORM_EPS = 1e-5
 PIXEL_MAX = 255.0
-STEM = "stem.conv.weight"  # the folded weight that the 1/255 is in
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fastvlm_convert.calibration import Pictures, verification
-from fastvlm_convert.coreml_vision import PackageOptions, Size, build_network, for_interface
+from fastvlm_convert.coreml_vision import PackageOptions, Size, build_network
 from fastvlm_convert.folding import PIXEL_MAX
 from fastvlm_convert.mil_check import Execution, Package, compare, execute, open_package
 from fastvlm_convert.quiet import quiet
@@ -129,10 +129,9 @@ class _Gates:
         attention = subject.options.attention
         self._subject, self._package, self._runtime = subject, package, runtime
         self._original = build_network(subject.config, subject.weights)
-        self._unit = subject.options.interface == "tensor"  # pixels in [0, 1]
         self._stored = build_network(
             subject.config,
-            for_interface(subject.weights, subject.options.interface),
+            subject.weights,
             attention,
             subject.ranges,
             rounded=True,
@@ -144,7 +143,7 @@ class _Gates:
         bits = self._subject.options.bits
         if exact:
             found = self._execute(program, pixels, "float32")
-            right = _run(self._stored, pixels / np.float32(PIXEL_MAX) if self._unit else pixels)
+            right = _run(self._stored, pixels)
             yield _record(size, "checker, float32", STORED, picture, found, right, EXACT_GATE)
         right = _run(self._original, pixels)
         found = self._execute(program, pixels, "float16")
@@ -154,7 +153,7 @@ class _Gates:
 
     def _given(self, pixels: np.ndarray) -> np.ndarray:
         """What the package takes for a picture."""
-        return unit_pixels(pixels) if self._unit else pixels
+        return unit_pixels(pixels) if self._subject.options.interface == "tensor" else pixels
 
     def _execute(self, program: str, pixels: np.ndarray, precision: str) -> Execution:
         function = self._package.functions[program]
