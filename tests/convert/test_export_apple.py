@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,10 +19,11 @@ from fastvlm_convert.coreml_vision import Size
 from fastvlm_convert.export import ExportPackage, export
 from fastvlm_convert.options import Options
 from fastvlm_convert.pipeline import convert
+from fastvlm_convert.vision_package import Gates
 from fastvlm_mlx.bundle import Bundle, read_tensors
 from fastvlm_mlx.errors import CheckpointError, VerificationError
 from fastvlm_mlx.loading import assemble
-from fastvlm_mlx.manifest import Manifest
+from fastvlm_mlx.manifest import CoreMLRecord, Manifest
 from support.layouts import to_apple_mlx
 from support.seeded import golden, golden_prompt, relative_l2
 from support.tokenizers import with_tokenizer
@@ -71,9 +73,9 @@ def written(source: Callable[[str], Path], tmp_path_factory: pytest.TempPathFact
     return get
 
 
-def give_again(folder: Path, patch: pytest.MonkeyPatch) -> None:
+def give_again(folder: Path, patch: pytest.MonkeyPatch, record: CoreMLRecord | None = None) -> None:
     """Take the package of another export, whose making takes seconds; tiny-untied has tiny's FastViTHD."""
-    record = Manifest.from_file(folder / "manifest.json").coreml
+    record = record or Manifest.from_file(folder / "manifest.json").coreml
 
     def add_package(target: Path, *_: object) -> object:
         shutil.copytree(folder / PACKAGE, target / PACKAGE)
@@ -232,6 +234,16 @@ def test_a_package_that_fails_is_not_written(source, tmp_path, monkeypatch):
     with pytest.raises(VerificationError):
         export(source("tiny"), "apple-app", tmp_path / "written")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_forced_is_not_taken_for_good(source, written, tmp_path, monkeypatch):
+    record = Manifest.from_file(written("tiny") / "manifest.json").coreml
+    assert record
+    failed = replace(record, checks=(replace(record.checks[0], passed=False),))
+    give_again(written("tiny"), monkeypatch, failed)
+    for again in (False, True):
+        assert export(source("tiny"), "apple-app", tmp_path / "out", gates=Gates(force=True)).up_to_date == again
+    assert not export(source("tiny"), "apple-app", tmp_path / "out").up_to_date
 
 
 def test_weights_beyond_float16(source, tmp_path):
