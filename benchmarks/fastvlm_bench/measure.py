@@ -12,9 +12,10 @@ from tqdm import tqdm
 from fastvlm_bench.layers import Storage
 from fastvlm_bench.machine import available_bytes, describe_machine
 from fastvlm_bench.peaks import PLAIN, Peaks, measure_peaks
+from fastvlm_bench.photo import PHOTO_SIZE, sample_photo
 from fastvlm_bench.report import Report, StageLimit
 from fastvlm_bench.roofline import Work, limit, stage_work
-from fastvlm_bench.runner import PHOTO_SIZE, SHAPED, Plan, Questions, run_plan, sample_photo, summarise
+from fastvlm_bench.runner import SHAPED, Plan, Questions, run_plan, summarise
 from fastvlm_bench.subjects import Choice, Subject, check_resolutions, load_subject, open_choices
 from fastvlm_mlx.image import preprocess
 

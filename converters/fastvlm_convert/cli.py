@@ -23,11 +23,24 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; light, so that `--help` is quick."""
     parser = argparse.ArgumentParser(
         prog="fastvlm-convert",
-        description="Convert a FastVLM checkpoint into a bundle. "
-        "Reads the layouts of LLaVA, transformers, mlx-vlm and Apple's MLX exports.",
+        description="Convert a FastVLM checkpoint into a bundle, or for another runtime. "
+        "Reads the layouts of LLaVA, transformers, mlx-vlm and Apple's MLX exports, and merges LoRA adapters.",
     )
-    parser.add_argument("checkpoint", type=Path, help="folder with config.json and the weights")
-    parser.add_argument("-o", "--output", type=Path, help="bundle folder (default: models/converted/NAME)")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="folder with config.json and the weights, or a LoRA adapter's (adapter_config.json)",
+    )
+    parser.add_argument("-o", "--output", type=Path, help="folder to write (default: models/converted/NAME)")
+    parser.add_argument(
+        "--layout",
+        choices=("bundle", "apple-app", "mlx-vlm"),
+        default="bundle",
+        help="whom it is for: this library, Apple's demo app and mlx-swift, or mlx-vlm (default: bundle)",
+    )
+    parser.add_argument(
+        "--base", type=Path, metavar="CKPT", help="what an adapter was trained on (default: the folder that it names)"
+    )
     parser.add_argument(
         "--dtype",
         choices=("float16", "bfloat16", "float32"),
@@ -85,7 +98,7 @@ def _convert(args: argparse.Namespace) -> None:
 
     if args.upload_repo and not REPOSITORY.fullmatch(args.upload_repo):  # now, not after the conversion
         raise InputError(f"{args.upload_repo!r} is no repository name; give ORG/NAME")
-    package, gates = _package(args)
+    package, gates = _package(args) if args.layout == "bundle" else (None, None)
     options = Options(
         dtype=args.dtype,
         vision_dtype=args.vision_dtype,
@@ -97,17 +110,23 @@ def _convert(args: argparse.Namespace) -> None:
         template=args.template,
     )
     with ProgressBars() as bars:
-        result = convert(
-            args.checkpoint,
-            args.output,
-            options,
-            args.source_id,
-            args.revision,
-            args.licence,
-            bars,
-            args.calibration,
-            gates,
-        )
+        if args.layout == "bundle":
+            result = convert(
+                args.checkpoint,
+                args.output,
+                options,
+                args.source_id,
+                args.revision,
+                args.licence,
+                bars,
+                args.calibration,
+                gates,
+                args.base,
+            )
+        else:
+            from fastvlm_convert.cli_layouts import export_as_asked
+
+            result = export_as_asked(args, options, bars)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{result.path} is up to date" if result.up_to_date else f"wrote {result.path}")

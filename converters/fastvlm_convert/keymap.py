@@ -19,7 +19,7 @@ VISION = "model.vision_tower.vision_tower.model."
 PROJECTOR = "model.mm_projector."
 DROP = ""
 
-_DECODER = r"(model\.(?:embed_tokens|layers|norm)\..*|lm_head\..*)"
+DECODER_NAMES = r"(model\.(?:embed_tokens|layers|norm)\..*|lm_head\..*)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ LAYOUTS = (
             Rule(re.escape(VISION) + r"(.*)", VISION + r"\1"),
             Rule(r"model\.mm_projector\.(.*)", PROJECTOR + r"\1"),
             Rule(r"model\.image_newline", "model.image_newline"),
-            Rule(_DECODER, r"\1"),
+            Rule(DECODER_NAMES, r"\1"),
         ),
     ),
     Layout(
@@ -141,7 +141,7 @@ LAYOUTS = (
             Rule(r"vision_tower\.vision_model\.patch_embed\.blocks\.(.*)", VISION + r"patch_embed.\1"),
             Rule(r"vision_tower\.vision_model\.(.*)", VISION + r"\1"),
             Rule(r"mm_projector\.(?:layers\.)?(.*)", PROJECTOR + r"\1"),
-            Rule(r"language_model\." + _DECODER, r"\1"),
+            Rule(r"language_model\." + DECODER_NAMES, r"\1"),
         ),
     ),
     Layout(
@@ -151,7 +151,7 @@ LAYOUTS = (
         rules=(
             *_UNUSED,
             Rule(r"multi_modal_projector\.linear_(\d)\.(.*)", PROJECTOR + r"\1.\2"),
-            Rule(r"language_model\." + _DECODER, r"\1"),
+            Rule(r"language_model\." + DECODER_NAMES, r"\1"),
         ),
     ),
 )

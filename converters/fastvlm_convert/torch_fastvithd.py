@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvlm_convert.coreml_vision import Attention
+from fastvlm_convert.folding import PIXEL_MAX
 from fastvlm_convert.ranges import EXPANSION, NormScale, Ranges
 from fastvlm_convert.torch_layers import Conv, excite, shifted_gelu
 from fastvlm_convert.torch_pooling import make_pool
@@ -271,3 +272,15 @@ class FastViTHD(nn.Module):
         if extra := sorted(set(weights) - set(state)):
             raise ValueError(f"weights that the network doesn't have: {', '.join(extra)}")
         self.load_state_dict(state)
+
+
+class FromUnitPixels(nn.Module):
+    """A network for pixels 0-255, given pixels in [0, 1]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels in [0, 1] -> what the network makes of them."""
+        return self.network(x * PIXEL_MAX)

@@ -77,7 +77,12 @@ def missing_dependencies() -> list[str]:
 
 
 def add_package(
-    folder: Path, config: VisionConfig, weights: Mapping[str, np.ndarray], request: Request, say: Say = lambda _: None
+    folder: Path,
+    config: VisionConfig,
+    weights: Mapping[str, np.ndarray],
+    request: Request,
+    say: Say = lambda _: None,
+    name: str = PACKAGE,
 ) -> CoreMLRecord:
     """Write the vision encoder's package into a bundle's folder.
 
@@ -87,6 +92,7 @@ def add_package(
         weights: folded weights, by the names of fastvlm_convert.folding.
         request: how the package is made and checked; ranges are measured on its pictures at every size.
         say: called with what is being done.
+        name: of the package.
 
     Raises:
         VerificationError: a gate failed, and a failure isn't to be kept.
@@ -95,8 +101,8 @@ def add_package(
     if options.range_safety:
         ranges = measure_ranges(config, weights, _pixels(request.pictures, options.sizes, say))
         _check_headroom(ranges, gates)
-    convert_package(config, weights, folder / PACKAGE, options, ranges, say)
-    subject = Subject(folder / PACKAGE, config, weights, options, ranges)
+    convert_package(config, weights, folder / name, options, ranges, say)
+    subject = Subject(folder / name, config, weights, options, ranges)
     sizes, runtime = (options.sizes, core_ml()) if gates.every_size else ((telling_size(options.sizes),), None)
     checks = check_package(subject, sizes, runtime=runtime, say=say)
     if not gates.force:

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from fastvlm_bench import runner
-from fastvlm_bench.runner import FIGURES, Plan, Questions, prompt_ids, run_plan, sample_photo, summarise
+from fastvlm_bench.photo import PHOTO_SIZE, sample_photo
+from fastvlm_bench.runner import FIGURES, Plan, Questions, prompt_ids, run_plan, summarise
 from fastvlm_mlx import load
 from fastvlm_mlx.errors import InputError, ResolutionError
 from fastvlm_mlx.types import GenerationResult, Timings
@@ -238,7 +239,7 @@ def test_the_photo_is_the_same_each_time_and_not_flat():
     data = sample_photo()
     assert sample_photo() == data
     with Image.open(io.BytesIO(data)) as picture:
-        assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", runner.PHOTO_SIZE)
+        assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", PHOTO_SIZE)
         pixels = np.asarray(picture).astype(float)
     # As in a photo: much contrast over the picture, little between neighbours, and some of it left.
     assert pixels.std() > 30

@@ -13,7 +13,8 @@ from fastvlm_bench import subjects
 from fastvlm_bench.layers import count_parameters
 from fastvlm_bench.loads import cold_load, warm_loads
 from fastvlm_bench.memory import weights_bytes
-from fastvlm_bench.runner import Plan, Questions, sample_photo
+from fastvlm_bench.photo import sample_photo
+from fastvlm_bench.runner import Plan, Questions
 from fastvlm_bench.seeded_model import build, model_config
 from fastvlm_bench.sizes import SIZES, published_size
 from fastvlm_bench.subjects import Choice, Subject, check_resolutions, choices, load_subject, open_choices

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.adapters import LAYER, factors, pair, write_adapter
 from support.seeded import write_checkpoint
+from support.tokenizers import with_tokenizer
 from support.videos import write_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +34,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What README's examples take for granted: two photos, a folder of them, a video and a checkpoint."""
+    """What README's examples take for granted: two photos, a folder of them, a video, a checkpoint and an adapter."""
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
     for name in ("photo.jpg", "other.jpg"):
@@ -40,7 +42,8 @@ def folder(tmp_path_factory) -> Path:
     (folder / "photos").mkdir()
     (folder / "photos" / "one.jpg").write_bytes((folder / "photo.jpg").read_bytes())
     write_video(folder / "clip.mp4")
-    write_checkpoint("tiny", folder / "ckpt")
+    with_tokenizer(write_checkpoint("tiny", folder / "bare"), folder / "ckpt")
+    write_adapter(folder / "adapter", pair(LAYER, *factors(LAYER, (128, 128), 4)))
     commands = folder / "bin"
     commands.mkdir()
     paths = os.pathsep.join(str(ROOT / part) for part in ("src", "converters", "benchmarks", "models"))

@@ -79,7 +79,7 @@ class Requests:
         """The round's picture at a resolution."""
         path = self._folder / f"{resolution}-{index}.jpg"
         if not path.exists():
-            from fastvlm_bench.runner import sample_photo
+            from fastvlm_bench.photo import sample_photo
 
             path.write_bytes(sample_photo(resolution * 1000 + index + 1, PICTURE_SIZE))
         return path
