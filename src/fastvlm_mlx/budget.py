@@ -41,7 +41,9 @@ def apply_budget(model: FastVLM, seconds: float) -> None:
     Sizes that `fastvlm-bench` measured of this very model on this machine, or between those, aren't measured again,
     nor are those that an earlier call measured, which are kept until `fastvlm-bench` measures the same or another
     version is installed. The others are searched by halves, three questions to a size: five sizes at most of a model
-    of 1024 px. What counts is the slowest measured time. The logger "fastvlm_mlx" says at level INFO what is asked.
+    of 1024 px. What counts is the slowest measured time, of a photo of 4:3 in the model's own aspect: of one that cuts
+    images into tiles `fastvlm-bench` measures squares, so only earlier calls count. The logger "fastvlm_mlx" says at
+    level INFO what is asked.
 
     Args:
         model: loaded, its resolution the one that it was trained at; it keeps nothing of what it is asked here.

@@ -78,7 +78,7 @@ def load(
         warm: answer a question about a black image now, so that the first of yours waits for nothing to be loaded.
         ttft_budget: seconds to the first token of a short question about one image, instead of `resolution`: the
             largest one within it, as measured by `fastvlm-bench`, by an earlier load or else now, which is logged
-            by "fastvlm_mlx" and kept; see `budget.apply_budget`.
+            by "fastvlm_mlx" and kept; of a photo of 4:3 in the model's own aspect. See `budget.apply_budget`.
 
     Raises:
         BundleError, ConfigError, WeightsError: the bundle can't be used. HubError: the hub can't.

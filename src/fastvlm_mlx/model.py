@@ -49,7 +49,8 @@ class FastVLM(Core):
             Features before, embeddings after the projector; both evaluated.
 
         Raises:
-            ImageError, ResolutionError, InputError: bad input. EncoderError: no vision weights in the bundle.
+            ImageError, ResolutionError, InputError: bad input. ContextLengthError: tiles that fill the context.
+                EncoderError: no vision weights in the bundle. ConfigError: tiles that it can't merge.
         """
         clock = Clock()
         picture = self.open_images([image], resolution, aspect, clock, grid)[0]
@@ -88,7 +89,8 @@ class FastVLM(Core):
 
         Raises:
             ImageError, ResolutionError, PromptError, ContextLengthError, InputError: bad input; nothing has
-                been computed. EncoderError: an image, and the bundle has no vision weights.
+                been computed. EncoderError: an image, and the bundle has no vision weights. ConfigError: tiles, and
+                the bundle can't merge them.
         """
         pieces = self.stream(image, prompt, system=system, resolution=resolution, aspect=aspect, grid=grid, **options)
         return last_result(pieces)
