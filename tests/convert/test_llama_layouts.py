@@ -121,7 +121,7 @@ def test_stop_ids(source, own, generation, expected):
         ({"rope_scaling": {"type": "linear"}}, "lacks 'factor'"),
         ({"head_dim": 64}, "head_dim is 64; this version knows 32"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "expected mobileclip_l_SIDE"),
+        ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "this version knows mobileclip_l_SIDE"),
     ],
 )
 def test_what_is_refused(source, tmp_path, change, message):
