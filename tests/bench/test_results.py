@@ -38,11 +38,20 @@ def test_the_comparison_is_of_the_same_answers_at_all_sizes():
     assert data["plan"]["resolutions"] == [256, 512, 1024]
     assert data["plan"]["runs"] >= 6
     assert data["failures"] == {}
-    asked = {}
+    said: dict[tuple[str, int, int], dict[str, tuple]] = {}
     for run in data["runs"]:
-        asked.setdefault((run["kind"], run["resolution"], run["round"]), []).append(run["ids"])
-    assert all(len(ids) > 1 and all(one == ids[0] for one in ids) for ids in asked.values() if len(ids) > 1)
-    assert any(len(ids) == 3 for ids in asked.values())
+        case = said.setdefault((run["kind"], run["resolution"], run["round"]), {})
+        case[run["side"]] = run["ids"], run["second_ids"]
+    sides = {"picture": {"fastvlm-mlx", "mlx-vlm", "transformers"}, "text": {"fastvlm-mlx", "mlx-lm"}}
+    rounds = range(data["plan"]["runs"])
+    assert {(kind, side, index) for kind in sides for side in data["plan"]["resolutions"] for index in rounds} <= set(
+        said
+    )
+    for (kind, *_), answers in said.items():
+        assert set(answers) == sides[kind]
+        first, *others = answers.values()
+        assert first[0]
+        assert all(other == first for other in others)
 
 
 def test_the_stages_are_the_whole():
