@@ -179,8 +179,8 @@ def test_tiles(four, merge_type, positions):
 def test_tiles_end_to_end(four):
     answer = four.generate(PHOTO, PROMPT, resolution=64, aspect="anyres", grid="2x1", max_tokens=1, ignore_eos=True)
     assert answer.image_tokens == 3 * 4
-    with pytest.raises(ContextLengthError, match="30x30 tiles of 96 px has 8109 positions"):
-        view_of(dataclasses.replace(four.config, context_length=8000), 96, "anyres", "30x30")
+    with pytest.raises(ContextLengthError, match="8109 positions in 30x30 tiles of 96 px"):
+        view_of(dataclasses.replace(four.config, context_length=8000), 96, "anyres", "30x30").layout((640, 480))
 
 
 def test_sides_that_a_budget_chooses_from(four, monkeypatch):
@@ -207,8 +207,8 @@ def test_a_draft_must_make_the_same_positions(four, default_model):
         one.tokenizer = SameTokenizer()
     try:
         with pytest.raises(InputError, match="a position of 32 pixels a side, the model of 64; choose a draft"):
-            check_draft(model, four, (), True)
-        check_draft(model, four, (), False)  # text is text
+            check_draft(model, four, (), [picture_of(PHOTO)])
+        check_draft(model, four, (), [])  # text is text
     finally:
         four.tokenizer = model.tokenizer = None
 

@@ -185,7 +185,7 @@ def trained(**options: Any) -> bytes:
     lines += [
         "Grüße aus Köln, naïve façade: USER ASSISTANT",
         "            indented    by    many  spaces -------- ====",
-    ]
+    ] * 20  # often enough to be pieces whatever else those files say
     lines += [
         f"{letter}<s {letter}</s {letter}<unk >" for letter in string.ascii_letters
     ] * 3  # for pieces of these, see test_sentencepiece.py
