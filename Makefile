@@ -5,14 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 
-.PHONY: demo test check format lint types imports slow parity compare compare-environments nano nano-card nano-train clean
+.PHONY: demo test check format lint types imports slow parity compare compare-environments bench-tables nano nano-card nano-train clean
 
 # Asks the embedded default about three pictures, and shows where the time goes.
 demo: $(VENV)/.demo
 	$(BIN)/python models/nano/demo.py
 
+# In several processes, a file's tests in one of them: they share what the file converts.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -53,6 +54,10 @@ nano-train: $(VENV)/.dev
 #   make compare ARGS="--against mlx-vlm --resolution 256 --runs 7"
 compare: $(VENV)/.dev compare-environments
 	$(BIN)/fastvlm-bench compare $(ARGS)
+
+# The tables of benchmarks/README.md, from the reports in benchmarks/results.
+bench-tables: $(VENV)/.dev
+	$(BIN)/python -m fastvlm_bench.results benchmarks/results benchmarks/README.md
 
 compare-environments:
 	PYTHON=$(PYTHON) bash benchmarks/environments/setup.sh

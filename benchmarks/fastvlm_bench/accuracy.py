@@ -13,6 +13,7 @@ from fastvlm_bench.arguments import add_model
 from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.files import write_text
+from fastvlm_mlx.types import ASPECTS
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
@@ -90,7 +91,12 @@ def _question(folder: Path, line: str, where: str) -> Question:
 
 
 def ask_all(
-    model: FastVLM, questions: Sequence[Question], progress: Callable[[int], object] = lambda _: None
+    model: FastVLM,
+    questions: Sequence[Question],
+    progress: Callable[[int], object] = lambda _: None,
+    resolution: int | None = None,
+    aspect: str | None = None,
+    grid: str | None = None,
 ) -> Iterator[Answer]:
     """Answer greedily; an image that several questions in a row are about is encoded once, by the model's caches.
 
@@ -98,9 +104,14 @@ def ask_all(
         model: a loaded model with a tokenizer.
         questions: those about one image together.
         progress: called with 1 after each answer.
+        resolution: of the images, as in `FastVLM.generate`; default the model's.
+        aspect: likewise.
+        grid: likewise.
     """
     for question in questions:
-        result = model.generate(question.image, question.prompt, max_tokens=_MAX_TOKENS)
+        result = model.generate(
+            question.image, question.prompt, resolution=resolution, aspect=aspect, grid=grid, max_tokens=_MAX_TOKENS
+        )
         progress(1)
         yield Answer(question, result.text)
 
@@ -129,6 +140,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("questions", type=Path, help=f"folder with images and {QUESTIONS}")
     add_model(parser, ("auto", "coreml", "mlx"))
+    parser.add_argument("--resolution", type=int, metavar="PX", help="image side (default: the model's)")
+    parser.add_argument("--aspect", choices=ASPECTS, help="shape of the images (default: the model's)")
+    parser.add_argument("--grid", metavar="CxR", help="columns and rows of anyres' tiles (default: the model's)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every answer and the scores there")
     add_common(parser)
@@ -153,10 +167,17 @@ def _measure(args: argparse.Namespace) -> None:
     questions = read_questions(args.questions)[: args.limit]
     model = load(args.model, vision=args.vision, quantize=args.quantize)
     with tqdm(total=len(questions), unit="question", leave=False, disable=None) as bar:
-        answers = list(ask_all(model, questions, bar.update))
+        answers = list(ask_all(model, questions, bar.update, args.resolution, args.aspect, args.grid))
     scores = score(answers)
     print(format_scores(scores))
     if args.json:
         said = [{**asdict(a.question), "image": a.question.image.name, "said": a.said} for a in answers]
-        data = {"model": model.config.name, "device": model.device, "scores": {k: asdict(s) for k, s in scores.items()}}
+        data: dict[str, object] = {
+            "model": model.config.name,
+            "device": model.device,
+            "resolution": args.resolution or model.resolution,
+            "aspect": args.aspect or model.config.aspect,
+            "grid": args.grid,
+            "scores": {kind: asdict(entry) for kind, entry in scores.items()},
+        }
         write_text(args.json, json.dumps(data | {"answers": said}, indent=2, ensure_ascii=False) + "\n")

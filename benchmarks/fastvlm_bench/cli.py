@@ -17,6 +17,7 @@ from fastvlm_bench.runner import Plan
 from fastvlm_bench.sizes import SIZES
 from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.files import write_text
+from fastvlm_mlx.types import ASPECTS
 
 OTHERS = {
     "accuracy": accuracy.main,
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resolution",
         metavar="PX[,PX...]",
-        help="image sides, multiples of 64, run in turn (default: the model's own)",
+        help="image sides, multiples of 64 (FastViT: 32), run in turn (default: the model's own)",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")
@@ -63,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="UNITS",
         help="where Core ML may run: CPU_AND_NE (default), ALL, CPU_AND_GPU, CPU_ONLY",
     )
+    parser.add_argument("--aspect", help=f"{', '.join(ASPECTS)} (default: a square, as the model makes it)")
+    parser.add_argument("--grid", metavar="CxR", help="columns and rows of anyres' tiles (default: the model's best)")
     parser.add_argument("--image", metavar="FILE", help="a photo of yours (default: a synthetic one)")
     usual = Plan()
     for name, count, text in (
@@ -72,14 +75,19 @@ def build_parser() -> argparse.ArgumentParser:
         ("--max-tokens", usual.max_tokens, "tokens to generate"),
     ):
         parser.add_argument(name, type=int, default=count, metavar="N", help=f"{text} (default: {count})")
+    _add_results(parser)
+    add_common(parser)
+    return parser
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    """What is measured besides, compared and written."""
     parser.add_argument("--no-load", action="store_true", help="don't measure how long loading takes")
     parser.add_argument("--no-roofline", action="store_true", help="don't measure what the machine can do")
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with that earlier --json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each run there")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the figures there, as PNG and SVG")
-    add_common(parser)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,6 +106,8 @@ def _bench(args: argparse.Namespace) -> None:
         warmup=args.warmup,
         prompt_tokens=args.prompt_tokens,
         max_tokens=args.max_tokens,
+        aspect=args.aspect,
+        grid=args.grid,
     )
     for option, path in (("--json", args.json), ("--csv", args.csv)):
         if path:
@@ -117,7 +127,7 @@ def _bench(args: argparse.Namespace) -> None:
     from fastvlm_bench.tables import format_report
     from fastvlm_mlx.measurement_cache import save_measurements
 
-    baseline = read_baseline(args.baseline, plan, describe_image(args.image)) if args.baseline else None
+    baseline = read_baseline(args.baseline, plan, describe_image(args.image, plan)) if args.baseline else None
     report = measure(wanted, plan, args.image, load=not args.no_load, roofline=not args.no_roofline)
     if args.json:
         write_text(args.json, to_json(report))

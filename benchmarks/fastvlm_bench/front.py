@@ -11,10 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fastvlm_mlx.config import DOWNSAMPLING
 from fastvlm_mlx.latency import Estimate, Grid, Latency
 from fastvlm_mlx.measurements import Subject
-from fastvlm_mlx.types import ASPECTS
 from fastvlm_zoo.accuracy import Accuracy, published
 
 MEMORY_UNKNOWN = "its memory wasn't measured alone"
@@ -102,7 +100,6 @@ def candidates(subject: Subject, latency: Latency, text_tokens: int, budget: Bud
     """The measured sizes, the largest one between them that is within the budget, and the model's own grids.
 
     Only MLX takes sizes between the measured ones; a Core ML package has its own, which are those that were measured.
-    Grids are left out where this version of FastVLM doesn't run them.
 
     Args:
         subject: what was measured.
@@ -118,18 +115,12 @@ def candidates(subject: Subject, latency: Latency, text_tokens: int, budget: Bud
     if subject.vision == "mlx" and sides:
         between = [
             Choice(subject, side, None, estimate)
-            for side in range(sides[0], min(sides[-1], trained) + 1, DOWNSAMPLING)
+            for side in range(sides[0], min(sides[-1], trained) + 1, subject.downsampling)
             if (estimate := latency.estimate(side, text_tokens)) and budget.reason_against(estimate) is None
         ]
         found += [choice for choice in between[-1:] if choice not in found]
-    own = grids_of(subject) if runs_grids() else []
-    grids = ((grid, latency.estimate_grid(trained, grid, text_tokens)) for grid in own)
+    grids = ((grid, latency.estimate_grid(trained, grid, text_tokens)) for grid in grids_of(subject))
     return found + [Choice(subject, trained, grid, estimate) for grid, estimate in grids if estimate]
-
-
-def runs_grids() -> bool:
-    """Whether FastVLM takes pictures in tiles."""
-    return "anyres" in ASPECTS
 
 
 def grids_of(subject: Subject) -> list[Grid]:

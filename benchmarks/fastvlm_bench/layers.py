@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import mlx.nn as nn
 
 VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_ATTENTION_FROM = 3  # 0-based: stages 4 and 5 attend
 _SQUEEZE = 16  # squeeze-and-excite: hidden channels are a 16th
 
 Size = tuple[int, int]  # rows, columns of a map
@@ -71,7 +70,7 @@ class Storage:
 
     @classmethod
     def of(cls, module: nn.Module) -> Storage:
-        """What a loaded MLX module is kept in: of several types or widths, that of most values."""
+        """What a loaded MLX module is kept in: of several types or widths, that of most values; float32 without any."""
         types: dict[str, int] = {}
         widths: dict[tuple[int | None, int], int] = {}
         for layer in module.modules():
@@ -84,7 +83,7 @@ class Storage:
                 width = layer.bits, layer.group_size
                 widths[width] = widths.get(width, 0) + arrays["scales"].size * layer.group_size
         bits, group_size = max(widths, key=lambda width: widths[width], default=(None, 64))
-        return cls(max(types, key=lambda dtype: types[dtype]), bits, group_size)
+        return cls(max(types, key=lambda dtype: types[dtype], default="float32"), bits, group_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +144,11 @@ def _depthwise(name: str, size: Size, before: int, dim: int, kernel: int, stride
 
 
 def vision_layers(config: VisionConfig, height: int, width: int) -> Iterator[Layer]:
-    """FastViTHD's layers for one image.
+    """The vision encoder's layers for one image.
 
     Args:
         config: its shape.
-        height: of the image in pixels, a multiple of 64.
+        height: of the image in pixels, a multiple of the downsampling.
         width: likewise.
 
     Yields:
@@ -161,22 +160,29 @@ def vision_layers(config: VisionConfig, height: int, width: int) -> Iterator[Lay
     yield Layer("stem.conv", "convolution", out * 27, height * width * 3, out, plain=first * 27 + first)
     yield _depthwise("stem.depthwise", half, first, first, 3, stride=2)
     yield _linear("stem.pointwise", prod(quarter), first, first)
-    for index in range(5):
+    for index in range(len(config.layers)):
         yield from _stage(config, index, (quarter[0] >> index, quarter[1] >> index))
-    size, dim = (height // 64, width // 64), 2 * last
+    size, dim = (height // config.downsampling, width // config.downsampling), 2 * last
     yield _depthwise("expand.depthwise", size, last, dim, 3)  # takes the mean along
-    yield _linear("expand.reduce", 1, dim, dim // _SQUEEZE)
-    yield _linear("expand.expand", 1, dim // _SQUEEZE, dim)
-    yield Layer("expand.gate", "pointwise", 0, read=(prod(size) + 1) * dim, written=prod(size) * dim)
+    yield from _excite("expand", prod(size), dim, dim // _SQUEEZE)
+
+
+def _excite(name: str, pixels: int, dim: int, squeezed: int) -> Iterator[Layer]:
+    """Squeeze-and-excite: the mean rides along with the layer before, the gate is a pass over the map."""
+    yield _linear(f"{name}.reduce", 1, dim, squeezed)
+    yield _linear(f"{name}.expand", 1, squeezed, dim)
+    yield Layer(f"{name}.gate", "pointwise", 0, read=(pixels + 1) * dim, written=pixels * dim)
 
 
 def _stage(config: VisionConfig, index: int, size: Size) -> Iterator[Layer]:
     """One stage, whose map has `size`; its patch embedding reads one of twice the sides."""
     name, dim, pixels = f"stages.{index}", config.embed_dims[index], prod(size)
-    hidden, attends = dim * config.mlp_ratio, index >= _ATTENTION_FROM
+    hidden, attends = dim * config.mlp_ratio, config.attends(index)
     if index:
         larger = (2 * size[0], 2 * size[1])
         yield _depthwise(f"{name}.downsample.depthwise", larger, config.embed_dims[index - 1], dim, 7, stride=2)
+        if config.squeezes(index):
+            yield from _excite(f"{name}.downsample", pixels, dim, config.squeezed_dim(index))
         yield _linear(f"{name}.downsample.pointwise", pixels, dim, dim)
     if attends:
         yield _depthwise(f"{name}.position", size, dim, dim, 7)
@@ -191,6 +197,23 @@ def _stage(config: VisionConfig, index: int, size: Size) -> Iterator[Layer]:
         yield _depthwise(f"{block}.ffn.depthwise", size, dim, dim, 7)
         yield _linear(f"{block}.ffn.fc1", pixels, dim, hidden)
         yield _linear(f"{block}.ffn.fc2", pixels, hidden, dim, also=dim)
+    if config.pools(index):
+        yield _pool(config, index, pixels)
+
+
+def _pool(config: VisionConfig, index: int, pixels: int) -> Layer:
+    """A stage's map brought down to the last one's, for multi-scale features."""
+    assert config.multi_scale
+    dim, square = config.embed_dims[index], config.pooling_ratio(index) ** 2
+    averages = config.multi_scale.pooling == "average"
+    return Layer(
+        f"stages.{index}.pool",
+        "pointwise" if averages else "depthwise",
+        0 if averages else pixels * dim,
+        read=pixels * dim,
+        written=pixels // square * dim,
+        plain=0 if averages else dim * (square + 1),
+    )
 
 
 def _attention(name: str, dim: int, kv_dim: int, queries: int, keys: int, pairs: int) -> Layer:
@@ -199,9 +222,10 @@ def _attention(name: str, dim: int, kv_dim: int, queries: int, keys: int, pairs:
 
 
 def projector_layers(config: ProjectorConfig, tokens: int) -> Iterator[Layer]:
-    """The projector's two matrices over so many image tokens."""
-    yield _linear("linear_1", tokens, config.input_dim, config.hidden_dim)
-    yield _linear("linear_2", tokens, config.hidden_dim, config.hidden_dim)
+    """The projector's matrices over so many image tokens."""
+    for number in range(config.depth):
+        inputs = config.hidden_dim if number else config.input_dim
+        yield _linear(f"linear_{number + 1}", tokens, inputs, config.hidden_dim)
 
 
 def decoder_layers(config: DecoderConfig, positions: int, known: int, text_tokens: int) -> Iterator[Layer]:
@@ -224,9 +248,10 @@ def decoder_layers(config: DecoderConfig, positions: int, known: int, text_token
     yield Layer("embed_tokens", "pointwise", 0, read=0, written=prod(rows), matrix=rows)
     for index in range(config.num_hidden_layers):
         block = f"layers.{index}"
-        yield _linear(f"{block}.self_attn.qkv", positions, dim, dim + 2 * kv_dim, plain=dim + 2 * kv_dim + dim)
+        qkv = dim + 2 * kv_dim
+        yield _linear(f"{block}.self_attn.qkv", positions, dim, qkv, plain=config.qkv_bias * qkv + dim)
         yield _attention(f"{block}.self_attn.attention", dim, kv_dim, positions, known + positions, pairs)
-        yield _linear(f"{block}.self_attn.o_proj", positions, dim, dim, plain=0, also=dim)
+        yield _linear(f"{block}.self_attn.o_proj", positions, dim, dim, plain=config.output_bias * dim, also=dim)
         yield Layer(
             f"{block}.mlp.gate_up",
             "matrix",
@@ -234,9 +259,9 @@ def decoder_layers(config: DecoderConfig, positions: int, known: int, text_token
             read=positions * dim,
             written=positions * inner,  # the product of the two
             matrix=(2 * inner, dim),
-            plain=dim,
+            plain=config.mlp_bias * 2 * inner + dim,
         )
-        yield _linear(f"{block}.mlp.down_proj", positions, inner, dim, plain=0, also=dim)
+        yield _linear(f"{block}.mlp.down_proj", positions, inner, dim, plain=config.mlp_bias * dim, also=dim)
     yield _linear("lm_head", 1, dim, config.vocab_size, plain=dim)
 
 
@@ -250,7 +275,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
         "decoder": decoder_layers(config.decoder, 1, 0, 0),
     }
     if config.vision:
-        layers = {"vision": vision_layers(config.vision, 64, 64), **layers}
+        layers = {"vision": vision_layers(config.vision, config.downsampling, config.downsampling), **layers}
     counts = {part: sum(layer.parameters for layer in found) for part, found in layers.items()}
     if config.image_newline:
         counts["projector"] += config.projector.hidden_dim

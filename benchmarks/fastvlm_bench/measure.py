@@ -12,9 +12,10 @@ from tqdm import tqdm
 from fastvlm_bench.layers import Storage
 from fastvlm_bench.machine import available_bytes, describe_machine
 from fastvlm_bench.peaks import PLAIN, Peaks, measure_peaks
+from fastvlm_bench.photo import PHOTO_SIZE, sample_photo
 from fastvlm_bench.report import Report, StageLimit
 from fastvlm_bench.roofline import Work, limit, stage_work
-from fastvlm_bench.runner import PHOTO_SIZE, Plan, Questions, run_plan, sample_photo, summarise
+from fastvlm_bench.runner import SHAPED, Plan, Questions, run_plan, summarise
 from fastvlm_bench.subjects import Choice, Subject, check_resolutions, load_subject, open_choices
 from fastvlm_mlx.image import preprocess
 
@@ -47,20 +48,23 @@ def measure(wanted: Sequence[Choice], plan: Plan, image: str | None, *, load: bo
     if not plan.resolutions:
         plan = dataclasses.replace(plan, resolutions=(models[0].resolution,))
     for subject, model in zip(subjects, models, strict=True):
-        check_resolutions(subject.label, model, plan.resolutions)
+        if plan.aspect != "native":  # whose sizes the photo decides
+            check_resolutions(subject.label, model, plan.resolutions)
+        for side in plan.resolutions:
+            model.view(side, plan.aspect, plan.grid)  # a grid that the model lacks is known before minutes of work
     calls = (plan.warmup + plan.runs) * len(plan.resolutions) * len(asked)
     with tqdm(total=calls, unit="question", leave=False, disable=None) as bar:
         runs = run_plan(asked, plan, bar.update)
     kinds = {storage for model in models for storage in storages(model).values()}
     peaks = measure_peaks(dict.fromkeys([*PLAIN, *kinds])) if roofline else None
     limits = {}
-    if peaks:
+    if peaks and plan.aspect not in SHAPED:  # the work of tiles isn't counted
         for case in summarise(runs):
             work = work_of(models[case.subject], case)
             limits[case.subject, case.resolution] = limits_of(work, case, peaks)
     return Report(
         subjects=tuple(subjects),
-        image=describe_image(image),
+        image=describe_image(image, plan),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         plan=plan,
         machine=describe_machine(),
@@ -70,9 +74,11 @@ def measure(wanted: Sequence[Choice], plan: Plan, image: str | None, *, load: bo
     )
 
 
-def describe_image(image: str | None) -> str:
-    """What a report says of the picture."""
-    return image or "synthetic photo, {} x {} px JPEG".format(*PHOTO_SIZE)
+def describe_image(image: str | None, plan: Plan) -> str:
+    """What a report says of the picture; only of whole squares it begins as the planner expects."""
+    name = image or "synthetic photo, {} x {} px JPEG".format(*PHOTO_SIZE)
+    shape = {"anyres": f"{plan.grid} tiles" if plan.grid else "tiles", "native": "the own shape"}.get(plan.aspect or "")
+    return f"{shape} of: {name}" if shape else name
 
 
 def _load(

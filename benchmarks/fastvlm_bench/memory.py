@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastvlm_bench.layers import Storage, count_parameters, decoder_layers
-from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig
+from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,14 +68,17 @@ def _storages(config: ModelConfig, choice: Choice) -> tuple[Storage, Storage]:
 
 def _working_bytes(config: ModelConfig, choice: Choice, plan: Plan) -> float:
     """Of a question: the encoder's maps, or the keys and values."""
+    from fastvlm_mlx.vision.fastvithd import BATCH_PIXELS
+
     plain, _ = _storages(config, choice)
     side = max(plan.resolutions, default=config.vision.image_size if config.vision else 0)
     channels = config.vision.embed_dims[0] if config.vision else 0
     decoder = config.decoder
     head = decoder.hidden_size // decoder.num_attention_heads
-    positions = plan.prompt_tokens + (side // DOWNSAMPLING) ** 2 + plan.max_tokens
+    positions = plan.prompt_tokens + (side // config.downsampling) ** 2 + plan.max_tokens
     kept = positions * decoder.num_hidden_layers * 2 * head * decoder.num_key_value_heads
-    return plain.value_bytes(int(side * side * channels * _VALUES_PER_PIXEL) + 2 * kept)  # the cache keeps rows, too
+    pixels = max(side * side, BATCH_PIXELS if plan.aspect == "anyres" else 0)  # of tiles several are encoded at once
+    return plain.value_bytes(int(pixels * channels * _VALUES_PER_PIXEL) + 2 * kept)  # the cache keeps rows, too
 
 
 def _loading_bytes(config: ModelConfig, choice: Choice) -> float:

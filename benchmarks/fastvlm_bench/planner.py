@@ -17,7 +17,6 @@ from fastvlm_bench.front import (
     decoder_name,
     grids_of,
     judge,
-    runs_grids,
     trained_side,
 )
 from fastvlm_bench.plan_report import Planned, format_plan, to_json
@@ -61,6 +60,17 @@ def _parse(option: str, text: str, units: Mapping[str, float], examples: str) ->
     return value
 
 
+def _check_squares(report: Report) -> None:
+    """Raise InputError for times of tiles or of images in their own shape: they say nothing about a square."""
+    pairs = zip(report.subjects, report.points, strict=True)
+    points = ((subject, point) for subject, points in pairs for point in points)
+    if any(point.image_tokens != (point.resolution // subject.downsampling) ** 2 for subject, point in points):
+        raise InputError(
+            f"{report.where} was measured of tiles or of an image's own shape, plans need whole squares; measure "
+            "without --aspect"
+        )
+
+
 def make_plan(reports: Sequence[Report], budget: Budget, text_tokens: int | None = None) -> Planned:
     """Choose.
 
@@ -83,8 +93,6 @@ def make_plan(reports: Sequence[Report], budget: Budget, text_tokens: int | None
         found = candidates(subject, latency, tokens, budget)
         choices += found
         left_out += _left_out(subject, latency, tokens, found)
-    if any(subject.grid_pinpoints for subject in known) and not runs_grids():
-        left_out.append("pictures in tiles (AnyRes): grids aren't run by this version")
     return Planned(budget, tokens, tuple(reports), tuple(judge(choices, budget)), tuple(left_out))
 
 
@@ -104,8 +112,6 @@ def _left_out(subject: Subject, latency: Latency, tokens: int, found: Sequence[C
     name = f"{decoder_name(subject)} ({subject.precision}, {subject.vision})"
     if not found:
         return [f"{name}: nothing was measured about questions of {tokens} text tokens, nor on both sides of that"]
-    if not runs_grids():
-        return []
     offered, side = {choice.grid for choice in found}, trained_side(subject) or 0
     return [
         f"{name} in {grid} tiles: takes {grid.tokens(side) + tokens} positions at {side} px, measured are up to "
@@ -168,6 +174,8 @@ def _plan(args: argparse.Namespace) -> None:
 def _reports(names: Sequence[str]) -> list[Report]:
     if names:
         reports = sorted(map(read_report, names), key=lambda report: report.date)
+        for report in reports:
+            _check_squares(report)
         _check_machines(reports)
         return reports
     if found := saved_measurements():

@@ -18,7 +18,7 @@ from typing import Literal
 
 from fastvlm_bench.layers import Layer, Storage, decoder_layers, projector_layers, vision_layers
 from fastvlm_bench.peaks import Peaks
-from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig, check_side
+from fastvlm_mlx.config import ModelConfig, check_side
 from fastvlm_mlx.errors import InputError
 
 
@@ -82,9 +82,9 @@ def stage_work(
 
     Args:
         config: the model's shape.
-        side: of the image in pixels, or (height, width); multiples of 64.
+        side: of the image in pixels, or (height, width); multiples of the model's downsampling.
         text_tokens: of the prompt, without the image's.
-        vision: how FastViTHD is kept and computed; `Storage.of(module)` tells it of a loaded one.
+        vision: how the vision encoder is kept and computed; `Storage.of(module)` tells it of a loaded one.
         decoder: likewise, the decoder.
         projector: likewise; default plain, in the decoder's dtype.
         context: positions before the token that `decode` counts; default the prompt's. The work grows evenly with
@@ -95,12 +95,12 @@ def stage_work(
         before; the head on the last one) and "decode" (of one token).
 
     Raises:
-        ResolutionError: a side that isn't a multiple of 64. InputError: a negative count.
+        ResolutionError: a side that isn't such a multiple. InputError: a negative count.
     """
     height, width = (side, side) if isinstance(side, int) else side
-    check_side(height)
-    check_side(width)
-    tokens = height // DOWNSAMPLING * (width // DOWNSAMPLING)
+    for pixels in (height, width):
+        check_side(pixels, config.downsampling)
+    tokens = height // config.downsampling * (width // config.downsampling)
     prompt = tokens + text_tokens
     known = prompt if context is None else context
     if text_tokens < 0 or known < 0:

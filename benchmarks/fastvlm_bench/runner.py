@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 from fastvlm_bench.stats import LEAST_RUNS, Spread, spread
 from fastvlm_mlx.config import check_side
 from fastvlm_mlx.errors import InputError
-from fastvlm_mlx.types import IMAGE_TOKEN_ID
+from fastvlm_mlx.types import ASPECTS, IMAGE_TOKEN_ID
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
-    from fastvlm_mlx.types import GenerationResult, ImageInput
+    from fastvlm_mlx.types import GenerationResult, ImageInput, OptionArgs
 
-PHOTO_SIZE = (1280, 960)  # width, height: a camera's 4:3, larger than any resolution of the published models
+SHAPED = ("native", "anyres")  # aspects under which an image's shape decides how many positions it takes
 STAGES = ("preprocess", "tokenize", "vision", "projector", "prefill", "first_token")
 FIGURES = (*(f"{name}_ms" for name in STAGES), "ttft_ms", "second_ttft_ms", "decode_ms", "wall_ms", "decode_tps")
 
@@ -47,11 +46,14 @@ class Plan:
     """What to run; checked before anything is loaded.
 
     Attributes:
-        resolutions: image sides in pixels, multiples of 64, each once; none stands for the model's own.
+        resolutions: image sides in pixels, multiples of 64 (FastViT: 32), each once; none stands for the model's own.
         runs: measured calls per resolution.
         warmup: calls per resolution before those, which count in no median.
         prompt_tokens: text tokens around the image.
         max_tokens: tokens to generate; end-of-sequence is ignored, so that every call decodes as many.
+        aspect: of `types.ASPECTS`. None is a square: padded where the model itself would do something else, whose
+            cost depends on the photo.
+        grid: of the tiles for "anyres", such as "2x2"; None for the model's own.
     """
 
     resolutions: tuple[int, ...] = ()
@@ -59,9 +61,19 @@ class Plan:
     warmup: int = 1
     prompt_tokens: int = 24  # the chat template and a short question
     max_tokens: int = 32
+    aspect: str | None = None
+    grid: str | None = None
 
     def __post_init__(self) -> None:
         """Raise ResolutionError or InputError for a value out of range."""
+        if self.aspect is not None and self.aspect not in ASPECTS:
+            raise InputError(f"--aspect must be one of {', '.join(ASPECTS)}, got {self.aspect!r}")
+        if self.grid is not None:
+            from fastvlm_mlx.vision.anyres import parse_grid  # imports Pillow, for which --help needn't wait
+
+            parse_grid(self.grid)
+            if self.aspect != "anyres":
+                raise InputError("--grid is for --aspect anyres; give both or neither")
         for side in self.resolutions:
             check_side(side)
         if len(set(self.resolutions)) != len(self.resolutions):
@@ -172,6 +184,7 @@ class Questions:
 
     def __init__(self, model: FastVLM, image: ImageInput, plan: Plan) -> None:
         self.model, self.image, self.max_tokens = model, image, plan.max_tokens
+        self.aspect, self.grid = plan.aspect, plan.grid
         vocabulary = model.config.decoder.vocab_size
         self.others_bytes = 0
         self.prompts = [prompt_ids(plan.prompt_tokens, vocabulary, asked=number) for number in range(2)]
@@ -190,7 +203,9 @@ class Questions:
 
     def _ask(self, number: int, resolution: int, tokens: int) -> GenerationResult:
         ids = self.prompts[number]
-        return self.model.generate(self.image, ids, resolution=resolution, max_tokens=tokens, ignore_eos=True)
+        aspect = self.aspect or ("pad" if self.model.config.aspect in SHAPED else None)
+        options: OptionArgs = {"max_tokens": tokens, "ignore_eos": True}
+        return self.model.generate(self.image, ids, resolution=resolution, aspect=aspect, grid=self.grid, **options)
 
 
 def prompt_ids(text_tokens: int, vocab_size: int, asked: int = 0) -> list[int]:
@@ -243,26 +258,6 @@ def precision(model: FastVLM, quantize: int | None = None) -> str:
     if mx.uint32 in dtypes:
         return f"{bits} bits, {kept} scales"
     return f"{bits}-bit values unpacked to {kept}"  # what `load` does on a CPU
-
-
-def sample_photo(seed: int = 0, size: tuple[int, int] = PHOTO_SIZE) -> bytes:
-    """A JPEG file with the statistics of a photo, the same each time for a seed and a (width, height).
-
-    Noise whose amplitude falls with 1 / frequency, as in natural images: a flat picture would decode and
-    resize faster than a real one. A file and not an array, so that decoding counts, as it does for a user.
-    """
-    import numpy as np
-    from PIL import Image
-
-    width, height = size
-    noise = np.random.default_rng(seed).standard_normal((height, width, 3))
-    distance = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    distance[0, 0] = np.inf  # no mean
-    waves = np.fft.irfft2(np.fft.rfft2(noise, axes=(0, 1)) / distance[..., None], (height, width), axes=(0, 1))
-    pixels = (127.5 + 50 * waves / waves.std()).clip(0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=90)
-    return file.getvalue()
 
 
 def _measure(asked: Asked, number: int, resolution: int, index: int, warmup: bool) -> Run:

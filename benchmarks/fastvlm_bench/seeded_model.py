@@ -15,7 +15,7 @@ _CONTEXT = 8192  # positions, of the published models
 
 
 def model_config(size: str) -> ModelConfig:
-    """The shapes of a size of SIZES; all but "tiny" are the published ones."""
+    """The shapes of a size of SIZES; all but "tiny" are those of published decoders."""
     shape = SIZES[size]
     return ModelConfig(
         name=f"seeded {size}",
@@ -27,10 +27,13 @@ def model_config(size: str) -> ModelConfig:
             num_key_value_heads=shape.kv_heads,
             vocab_size=shape.vocabulary,
             tie_word_embeddings=shape.tied,
+            max_position_embeddings=shape.positions,
+            model_type=shape.family,
+            qkv_bias=shape.family == "qwen2",
         ),
         projector=ProjectorConfig(input_dim=2 * shape.dims[-1], hidden_dim=shape.hidden),
         vision=VisionConfig(shape.image_size, shape.layers, shape.dims),
-        context_length=_CONTEXT,
+        context_length=min(_CONTEXT, shape.positions),
         eos_token_ids=(),
     )
 

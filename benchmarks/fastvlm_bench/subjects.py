@@ -13,14 +13,14 @@ from fastvlm_bench.seeded_model import build, model_config
 from fastvlm_bench.sizes import SIZES, published_size
 from fastvlm_mlx import hub
 from fastvlm_mlx.bundle import PACKAGE, QUANTIZED_BITS, Bundle
-from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig
+from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig, check_side
 from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS
 
 if TYPE_CHECKING:
     from fastvlm_bench.runner import Plan
     from fastvlm_mlx.model import FastVLM
 
-UNITS = ("CPU_AND_NE", "ALL", "CPU_AND_GPU", "CPU_ONLY")  # of Core ML; the usual one first
 PLAIN = "none"  # of --q-bits: as stored
 
 
@@ -40,7 +40,7 @@ class Choice:
     size: str | None = None
     bits: int | None = None
     vision: str = "auto"
-    compute_units: str = UNITS[0]
+    compute_units: str = COMPUTE_UNITS[0]  # the usual one
 
     def __post_init__(self) -> None:
         """Raise InputError for what can't be."""
@@ -51,8 +51,8 @@ class Choice:
             raise InputError(f"--q-bits must be of {known} or {PLAIN}, got {self.bits}")
         if self.vision not in ("auto", "mlx", "coreml"):
             raise InputError(f"--vision must be of auto, mlx, coreml, got {self.vision!r}")
-        if self.compute_units not in UNITS:
-            raise InputError(f"--compute-units must be of {', '.join(UNITS)}, got {self.compute_units!r}")
+        if self.compute_units not in COMPUTE_UNITS:
+            raise InputError(f"--compute-units must be of {', '.join(COMPUTE_UNITS)}, got {self.compute_units!r}")
         if self.size and self.vision == "coreml":
             raise InputError(
                 "seeded shapes have no Core ML package; convert a checkpoint and name it with --model BUNDLE"
@@ -75,9 +75,10 @@ class Subject:
         weights_bytes: of all weights in memory, as counted from the shapes.
         load: how long loading took.
         identity: of the weights and the encoder, as `FastVLM.identity`; `load(ttft_budget=...)` knows its model by it.
-        image_size: side in pixels that it was trained at; None without a shape of FastViTHD.
+        image_size: side in pixels that it was trained at; None without a shape of the vision encoder.
         grid_pinpoints: AnyRes: (width, height) in pixels of the grids that it was trained for.
         patch_merge_type: AnyRes: how their tiles are joined.
+        downsampling: pixels per side of a position.
     """
 
     name: str
@@ -94,12 +95,13 @@ class Subject:
     image_size: int | None
     grid_pinpoints: tuple[tuple[int, int], ...]
     patch_merge_type: str
+    downsampling: int = DOWNSAMPLING
 
     @property
     def label(self) -> str:
         """Such as "FastVLM-0.5B, 4 bits, vision coreml"; tells subjects of one report apart."""
         bits = f", {self.bits} bits" if self.bits else ""
-        units = f" {self.compute_units}" if self.compute_units not in (None, UNITS[0]) else ""
+        units = f" {self.compute_units}" if self.compute_units not in (None, COMPUTE_UNITS[0]) else ""
         return f"{self.name}{bits}, vision {self.vision}{units}"
 
 
@@ -112,7 +114,7 @@ def choices(
         InputError: one that can't be.
     """
     found = [
-        Choice(model, size, width, vision, unit if vision != "mlx" else UNITS[0])
+        Choice(model, size, width, vision, unit if vision != "mlx" else COMPUTE_UNITS[0])
         for size, width, vision, unit in itertools.product(sizes or (None,), bits, visions, units)
     ]
     return tuple(dict.fromkeys(found))
@@ -127,7 +129,8 @@ def open_choices(wanted: Sequence[Choice], plan: Plan, available: int) -> list[B
         available: bytes of memory that may be used; 0 if unknown, which checks nothing.
 
     Raises:
-        InputError: they don't fit, or a question is longer than a model's context. Others as `fastvlm_mlx.load`.
+        InputError: they don't fit, or a question is longer than a model's context. ResolutionError: a side isn't of
+            whole tokens for a model. Others as `fastvlm_mlx.load`.
     """
     sources = [
         model_config(choice.size) if choice.size else Bundle.open(hub.resolve(choice.model)) for choice in wanted
@@ -140,11 +143,14 @@ def open_choices(wanted: Sequence[Choice], plan: Plan, available: int) -> list[B
 
 
 def _check_length(config: ModelConfig, plan: Plan) -> None:
+    for side in _sides(config, plan):
+        check_side(side, config.downsampling)
     side = max(_sides(config, plan))
-    positions = plan.prompt_tokens + (side // DOWNSAMPLING) ** 2 + plan.max_tokens
+    image_tokens = (side // config.downsampling) ** 2
+    positions = plan.prompt_tokens + image_tokens + plan.max_tokens
     if positions > config.context_length:
         raise InputError(
-            f"--prompt-tokens {plan.prompt_tokens}, {(side // DOWNSAMPLING) ** 2} of an image at {side} px and "
+            f"--prompt-tokens {plan.prompt_tokens}, {image_tokens} of an image at {side} px and "
             f"--max-tokens {plan.max_tokens} are {positions} positions; {config.name}'s context is "
             f"{config.context_length}; choose fewer"
         )
@@ -202,6 +208,7 @@ def _describe(choice: Choice, model: FastVLM, load: LoadTimes) -> Subject:
         image_size=config.vision.image_size if config.vision else None,
         grid_pinpoints=config.grid_pinpoints,
         patch_merge_type=config.patch_merge_type,
+        downsampling=config.downsampling,
     )
 
 

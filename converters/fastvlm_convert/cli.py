@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fastvlm_mlx.commands import add_common, run
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.hub import REPOSITORY
+from fastvlm_mlx.template import TEMPLATES
 
 if TYPE_CHECKING:
     from fastvlm_convert.coreml_vision import PackageOptions
@@ -22,11 +23,24 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; light, so that `--help` is quick."""
     parser = argparse.ArgumentParser(
         prog="fastvlm-convert",
-        description="Convert a FastVLM checkpoint into a bundle. "
-        "Reads the layouts of LLaVA, transformers, mlx-vlm and Apple's MLX exports.",
+        description="Convert a FastVLM checkpoint into a bundle, or for another runtime. "
+        "Reads the layouts of LLaVA, transformers, mlx-vlm and Apple's MLX exports, and merges LoRA adapters.",
     )
-    parser.add_argument("checkpoint", type=Path, help="folder with config.json and the weights")
-    parser.add_argument("-o", "--output", type=Path, help="bundle folder (default: models/converted/NAME)")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="folder with config.json and the weights, or a LoRA adapter's (adapter_config.json)",
+    )
+    parser.add_argument("-o", "--output", type=Path, help="folder to write (default: models/converted/NAME)")
+    parser.add_argument(
+        "--layout",
+        choices=("bundle", "apple-app", "mlx-vlm"),
+        default="bundle",
+        help="whom it is for: this library, Apple's demo app and mlx-swift, or mlx-vlm (default: bundle)",
+    )
+    parser.add_argument(
+        "--base", type=Path, metavar="CKPT", help="what an adapter was trained on (default: the folder that it names)"
+    )
     parser.add_argument(
         "--dtype",
         choices=("float16", "bfloat16", "float32"),
@@ -35,13 +49,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vision-dtype",
         choices=("float16", "bfloat16", "float32"),
-        help="FastViTHD (default: nothing is rounded: float32 where folding changes values)",
+        help="the vision encoder (default: nothing is rounded: float32 where folding changes values)",
     )
+    parser.add_argument("--template", choices=tuple(TEMPLATES), help="of prompts (default: by the decoder's family)")
     parser.add_argument("-q", "--quantize", action="store_true", help="quantise the decoder")
     parser.add_argument("--q-bits", type=int, help="2, 3, 4, 5, 6 or 8 (default: 4); implies -q")
     parser.add_argument("--q-group-size", type=int, default=64, help="32, 64 or 128 (default: 64)")
     parser.add_argument("--quantize-projector", action="store_true", help="with -q: the projector too")
-    parser.add_argument("--quantize-vision", action="store_true", help="with -q: FastViTHD's matrices too")
+    parser.add_argument("--quantize-vision", action="store_true", help="with -q: the vision encoder's matrices too")
     _add_package(parser)
     parser.add_argument("--source-id", help="name of the source to record, such as apple/FastVLM-0.5B")
     parser.add_argument("--revision", help="commit of the source to record")
@@ -83,7 +98,7 @@ def _convert(args: argparse.Namespace) -> None:
 
     if args.upload_repo and not REPOSITORY.fullmatch(args.upload_repo):  # now, not after the conversion
         raise InputError(f"{args.upload_repo!r} is no repository name; give ORG/NAME")
-    package, gates = _package(args)
+    package, gates = _package(args) if args.layout == "bundle" else (None, None)
     options = Options(
         dtype=args.dtype,
         vision_dtype=args.vision_dtype,
@@ -92,19 +107,26 @@ def _convert(args: argparse.Namespace) -> None:
         quantize_projector=args.quantize_projector,
         quantize_vision=args.quantize_vision,
         package=package,
+        template=args.template,
     )
     with ProgressBars() as bars:
-        result = convert(
-            args.checkpoint,
-            args.output,
-            options,
-            args.source_id,
-            args.revision,
-            args.licence,
-            bars,
-            args.calibration,
-            gates,
-        )
+        if args.layout == "bundle":
+            result = convert(
+                args.checkpoint,
+                args.output,
+                options,
+                args.source_id,
+                args.revision,
+                args.licence,
+                bars,
+                args.calibration,
+                gates,
+                args.base,
+            )
+        else:
+            from fastvlm_convert.cli_layouts import export_as_asked
+
+            result = export_as_asked(args, options, bars)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{result.path} is up to date" if result.up_to_date else f"wrote {result.path}")

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from ast import literal_eval
+from collections.abc import Mapping
 from typing import Any
 
+from fastvlm_convert.decoders import LLAVA_FAMILIES, read_decoder, read_stops, text_family
+from fastvlm_convert.families import FAMILIES, family_of_timm, family_of_tower, vision_config
 from fastvlm_convert.keymap import Layout
-from fastvlm_mlx.config import (
-    DOWNSAMPLING,
-    DecoderConfig,
-    ModelConfig,
-    ProjectorConfig,
-    QuantizationConfig,
-    VisionConfig,
-)
-from fastvlm_mlx.errors import CheckpointError, FastVLMError
+from fastvlm_convert.settings import require as _require
+from fastvlm_mlx.config import ModelConfig, ProjectorConfig, QuantizationConfig, VisionConfig
+from fastvlm_mlx.errors import CheckpointError, ConfigError, FastVLMError
 
-FASTVITHD_LAYERS, FASTVITHD_DIMS, FASTVITHD_SIDE = [2, 12, 24, 4, 2], [96, 192, 384, 768, 1536], 1024
-QWEN2_STOPS = (151645, 151643)  # <|im_end|>, <|endoftext|>; published configs name only one of them
-MODEL_TYPES = ("llava_qwen2", "fast_vlm")
+MODEL_TYPES = (*LLAVA_FAMILIES, "fast_vlm")
 
 
 def check_model_type(raw: Mapping[str, Any], where: str) -> None:
@@ -57,99 +53,83 @@ def read_config(
 
 def _from_llava(raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]) -> ModelConfig:
     """LLaVA's dialect; mlx-vlm's and Apple's MLX exports add keys to it."""
-    _require(raw, "mm_projector_type", ("mlp2x_gelu",))
     _require(raw, "mm_use_im_start_end", (False, None))
     _require(raw, "mm_use_im_patch_token", (False, None))
     _require(raw, "mm_patch_merge_type", ("flat", "spatial", "spatial_unpad", None))
-    tower = str(raw["mm_vision_tower"])
-    side = tower.rsplit("_", 1)[-1]
-    if not (tower.startswith("mobileclip_l") and side.isdigit()):
-        raise CheckpointError(f"mm_vision_tower is {tower!r}; expected mobileclip_l_SIDE, FastViTHD's name")
-    sizes = raw.get("mm_vision_config") or raw.get("vision_config") or {}
-    vision = VisionConfig(
-        image_size=int(side),
-        layers=tuple(sizes.get("layers", FASTVITHD_LAYERS)),
-        embed_dims=tuple(sizes.get("embed_dims", FASTVITHD_DIMS)),
-    )
+    shown, side = family_of_tower(str(raw["mm_vision_tower"]))
+    vision = vision_config(shown, side, raw.get("mm_vision_config") or raw.get("vision_config") or {})
     if raw["mm_hidden_size"] != vision.feature_dim:
         raise CheckpointError(
-            f"mm_hidden_size is {raw['mm_hidden_size']}, FastViTHD of {vision.embed_dims} gives {vision.feature_dim}"
+            f"mm_hidden_size is {raw['mm_hidden_size']}, {FAMILIES[shown].title} of {vision.embed_dims} "
+            f"{'with multi-scale features ' if vision.multi_scale else ''}gives {vision.feature_dim}"
         )
-    aspect = raw.get("image_aspect_ratio")
-    decoder = _decoder(raw)
+    aspect, grids = raw.get("image_aspect_ratio"), _grids(raw)
+    family = LLAVA_FAMILIES[raw["model_type"]]
+    decoder = read_decoder(raw, family)
     return ModelConfig(
         name=name,
         decoder=decoder,
-        projector=ProjectorConfig(vision.feature_dim, decoder.hidden_size),
+        projector=_projector(raw, vision.feature_dim, decoder.hidden_size),
         vision=vision if layout.has_vision else None,
         context_length=min(raw.get("tokenizer_model_max_length") or 8192, decoder.max_position_embeddings),
-        eos_token_ids=_stops(raw, generation, vocabulary=decoder.vocab_size),
-        # The official code pads for "pad" and crops the centre for anything else, but for "anyres", whose tiles
-        # the pipeline warns about: padding is what comes nearest.
-        aspect="pad" if aspect in ("pad", "anyres") else "crop",
-        grid_pinpoints=tuple((int(w), int(h)) for w, h in raw.get("image_grid_pinpoints") or ()),
+        eos_token_ids=read_stops(raw, generation, family, decoder.vocab_size),
+        # The official code crops the centre for anything that it doesn't know. It fails for "anyres" without grids:
+        # padding is what comes nearest, and the pipeline warns.
+        aspect=("anyres" if grids else "pad") if aspect == "anyres" else "pad" if aspect == "pad" else "crop",
+        grid_pinpoints=grids,
         patch_merge_type=raw.get("mm_patch_merge_type") or "flat",
         quantization=_quantization(raw),
+        template=family.template,
     )
 
 
 def _from_transformers(raw: Mapping[str, Any], layout: Layout, name: str, generation: Mapping[str, Any]) -> ModelConfig:
-    """Hugging Face transformers' FastVlm: nested configs, FastViTHD by its timm name."""
+    """Hugging Face transformers' FastVlm: nested configs, the encoder by its timm name."""
     _require(raw, "projector_hidden_act", ("gelu", None))
     text, tower = raw["text_config"], raw["vision_config"]
-    _require(tower, "architecture", ("fastvit_mci3",))
-    sizes = tower.get("model_args") or {}
-    decoder = _decoder({"tie_word_embeddings": raw.get("tie_word_embeddings", False)} | dict(text))
-    vision = VisionConfig(
-        image_size=_side_of(raw.get("image_seq_length")),
-        layers=tuple(sizes.get("layers", FASTVITHD_LAYERS)),
-        embed_dims=tuple(sizes.get("embed_dims", FASTVITHD_DIMS)),
-    )
+    shown = family_of_timm(tower.get("architecture"))
+    family = text_family(text)
+    decoder = read_decoder({"tie_word_embeddings": raw.get("tie_word_embeddings", False)} | dict(text), family)
+    shape = vision_config(shown, FAMILIES[shown].side, tower.get("model_args") or {})
+    vision = dataclasses.replace(shape, image_size=_side_of(raw.get("image_seq_length"), shape))
     return ModelConfig(
         name=name,
         decoder=decoder,
         projector=ProjectorConfig(vision.feature_dim, decoder.hidden_size),
         vision=vision if layout.has_vision else None,
         context_length=min(8192, decoder.max_position_embeddings),  # the published models' limit, not stored here
-        eos_token_ids=_stops(
-            text | {"eos_token_id": text.get("eos_token_id")}, generation, vocabulary=decoder.vocab_size
-        ),
+        eos_token_ids=read_stops(text, generation, family, decoder.vocab_size),
+        template=family.template,
     )
 
 
-def _side_of(tokens: object) -> int:
-    """Image side in pixels for a number of tokens; the published models' where the config tells no square."""
+def _side_of(tokens: object, shape: VisionConfig) -> int:
+    """Image side in pixels for a number of tokens; the published one where the config tells no square."""
     if isinstance(tokens, int) and tokens > 0 and math.isqrt(tokens) ** 2 == tokens:
-        return math.isqrt(tokens) * DOWNSAMPLING
-    return FASTVITHD_SIDE
+        return math.isqrt(tokens) * shape.downsampling
+    return shape.image_size
 
 
-def _decoder(raw: Mapping[str, Any]) -> DecoderConfig:
-    _require(raw, "hidden_act", ("silu", None))
-    _require(raw, "use_sliding_window", (False, None))
-    _require(raw, "rope_scaling", (None,))
-    rope = raw.get("rope_parameters") or {}  # transformers 5 nests it
-    _require(rope, "rope_type", ("default", None))
-    return DecoderConfig(
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
-        num_hidden_layers=raw["num_hidden_layers"],
-        num_attention_heads=raw["num_attention_heads"],
-        num_key_value_heads=raw["num_key_value_heads"],
-        vocab_size=raw["vocab_size"],
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-        rope_theta=float(raw["rope_theta"] if "rope_theta" in raw else rope["rope_theta"]),
-        max_position_embeddings=raw.get("max_position_embeddings", 32768),
-    )
+def _grids(raw: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    """(width, height) in pixels of AnyRes' grids: a list, or as LLaVA's training writes them, its text."""
+    listed = raw.get("image_grid_pinpoints") or ()
+    try:
+        pairs = [(width, height) for width, height in (literal_eval(listed) if isinstance(listed, str) else listed)]
+        if any(not isinstance(side, int) for pair in pairs for side in pair):
+            raise TypeError("sides are whole numbers")
+        return tuple(pairs)
+    except (TypeError, ValueError, SyntaxError) as exc:
+        raise CheckpointError(
+            f"image_grid_pinpoints is {listed!r}; expected pairs of width and height in pixels; correct the config"
+        ) from exc
 
 
-def _stops(raw: Mapping[str, Any], generation: Mapping[str, Any], vocabulary: int) -> tuple[int, ...]:
-    """End-of-sequence ids of both configs; Qwen2's two besides, where the vocabulary has them."""
-    found: list[int] = []
-    for value in (raw.get("eos_token_id"), generation.get("eos_token_id")):
-        found += value if isinstance(value, Sequence) else [] if value is None else [value]
-    return tuple(dict.fromkeys([*found, *(stop for stop in QWEN2_STOPS if stop < vocabulary)]))
+def _projector(raw: Mapping[str, Any], channels: int, hidden: int) -> ProjectorConfig:
+    kind = raw.get("mm_projector_type") or "linear"  # what the official code takes where the config has none
+    try:
+        return ProjectorConfig(channels, hidden, kind)
+    except ConfigError as exc:
+        raise CheckpointError(f"mm_projector_type: {exc}") from exc
 
 
 def _quantization(raw: Mapping[str, Any]) -> QuantizationConfig | None:
@@ -158,9 +138,3 @@ def _quantization(raw: Mapping[str, Any]) -> QuantizationConfig | None:
         return None
     _require(stored, "mode", ("affine", None))
     return QuantizationConfig(bits=stored["bits"], group_size=stored["group_size"])
-
-
-def _require(raw: Mapping[str, Any], key: str, allowed: tuple[object, ...]) -> None:
-    if raw.get(key) not in allowed:
-        named = ", ".join(repr(value) for value in allowed if value is not None) or "nothing"
-        raise CheckpointError(f"{key} is {raw[key]!r}; this version knows {named}")

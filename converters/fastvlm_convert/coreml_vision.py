@@ -1,4 +1,4 @@
-"""FastViTHD as a Core ML package: one function per image size, weights stored once.
+"""The vision encoder as a Core ML package: one function per image size, weights stored once.
 
 Converted with `torch.export`: `torch.jit.trace` fails with numpy 2.4 (coremltools 2633) and is deprecated.
 Sizes are functions, not flexible shapes: those add gathers, casts and reports of trouble on the Neural Engine
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from fastvlm_convert.torch_fastvithd import FastViTHD
 
 INPUT, OUTPUT = "image", "image_features"
-TARGETS = ("macOS14", "macOS15")  # macOS 15 is needed for several functions in a package
+APPLE_INPUT = "images"  # in packages as Apple exports them
+TARGETS = ("macOS13", "macOS14", "macOS15")  # macOS 15 is needed for several functions in a package
 Attention = Literal["batched", "split", "sdpa"]
+Interface = Literal["image", "tensor"]
 DEFAULT_SIDES = (256, 512, 768, 1024)
 MAX_SIDE = 1536
 # Fused again, LayerNorm would be what torch_fastvithd takes apart.
@@ -57,7 +59,8 @@ class Size:
         """Read "768" or "1024x576" (height x width).
 
         Raises:
-            InputError: not of that form. ResolutionError: not multiples of 64.
+            InputError: not of that form. ResolutionError: not of whole tokens for any encoder; for the model's own,
+                see `vision_package.check_sizes`.
         """
         parts = text.strip().lower().split("x")
         if not (1 <= len(parts) <= 2 and all(part.isdecimal() for part in parts)):
@@ -77,13 +80,18 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class PackageOptions:
-    """How the package is made; see `fastvlm-convert --help`."""
+    """How the package is made; see `fastvlm-convert --help`.
+
+    With the interface "tensor" it takes what Apple's own export takes: float32 (1, 3, H, W) in [0, 1], not an image,
+    and gives float32.
+    """
 
     sizes: tuple[Size, ...] = tuple(Size(side, side) for side in DEFAULT_SIDES)
     attention: Attention = "batched"
     bits: int = 16
     min_target: str = "macOS15"
     range_safety: bool = True
+    interface: Interface = "image"
 
     def __post_init__(self) -> None:
         """Raise InputError for what can't go together."""
@@ -95,10 +103,10 @@ class PackageOptions:
             raise InputError(f"--vision-bits must be 16 or 8, got {self.bits}")
         if len({size.function for size in self.sizes}) != len(self.sizes) or not self.sizes:
             raise InputError("--resolutions must name at least one size, and none twice")
-        if self.min_target == "macOS14" and (len(self.sizes) > 1 or self.attention == "sdpa"):
+        if self.min_target != "macOS15" and (len(self.sizes) > 1 or self.attention == "sdpa"):
             raise InputError("several resolutions, and --attention sdpa, need --min-target macOS15")
-        if self.min_target == "macOS14" and self.bits == 8:
-            raise InputError("--vision-bits 8 needs --min-target macOS15: macOS 14 has no scales by block")
+        if self.min_target != "macOS15" and self.bits == 8:
+            raise InputError("--vision-bits 8 needs --min-target macOS15: before it there are no scales by block")
 
 
 def build_network(
@@ -118,7 +126,7 @@ def build_network(
     ranges = ranges or Ranges()
     network = FastViTHD(config, attention, ranges).eval()
     folded = fold_attention_scale(dict(weights), config.head_dim, scale_q=attention != "sdpa")
-    scaled = apply_ranges(folded, ranges)
+    scaled = apply_ranges(folded, ranges, config)
     if rounded:
         scaled = {n: round_float16(w) if w.ndim > 1 else w.astype(np.float16) for n, w in scaled.items()}
     if rounded and bits == 8:
@@ -131,9 +139,9 @@ def measure_ranges(config: VisionConfig, weights: Weights, images: Iterable[np.n
     """Run the network in float32 on calibration images and choose exponents.
 
     Args:
-        config: FastViTHD's shape.
+        config: the encoder's shape.
         weights: folded weights.
-        images: (H, W, 3) uint8 each, sides multiples of 64 pixels.
+        images: (H, W, 3) uint8 each, sides multiples of the downsampling.
     """
     import torch
 
@@ -159,7 +167,7 @@ def convert_package(
     """Write the package: a single function for one size, several with shared weights otherwise.
 
     Args:
-        config: FastViTHD's shape.
+        config: the encoder's shape.
         weights: folded weights, by the names of fastvlm_convert.folding.
         target: the .mlpackage to write; must not exist.
         options: sizes, attention form, bits, least macOS.
@@ -172,10 +180,10 @@ def convert_package(
 
         parts = {}
         for size in options.sizes:
-            progress(f"converting FastViTHD at {size.height} x {size.width}")
+            progress(f"converting the vision encoder at {size.height} x {size.width}")
             parts[size.function] = Path(folder) / f"{size.function}.mlpackage"
             _convert(network, size, options).save(str(parts[size.function]))
-        if options.min_target == "macOS14":
+        if options.min_target != "macOS15":
             shutil.move(parts[options.sizes[0].function], target)
             return
         progress("joining the functions")
@@ -200,21 +208,39 @@ def _convert(network: FastViTHD, size: Size, options: PackageOptions) -> Any:
     import coremltools as ct
     import torch
 
+    from fastvlm_convert.torch_fastvithd import FromUnitPixels
+
+    is_image = options.interface == "image"
+    module = network if is_image else FromUnitPixels(network)
     example = torch.zeros(1, 3, size.height, size.width)
     with torch.inference_mode(False), torch.no_grad():
-        exported = torch.export.export(network, (example,)).run_decompositions({})
+        exported = torch.export.export(module, (example,)).run_decompositions({})
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(_UNWANTED_PASSES)
     if options.bits == 8:
         compression.add_to(pipeline)
+    # Pixels as they are: 1/255 is in the stem. An image input is resized and converted by Core ML itself.
+    given = ct.ImageType(name=INPUT, shape=example.shape, color_layout=ct.colorlayout.RGB)
+    precision = ct.precision.FLOAT16
+    if not is_image:
+        given = ct.TensorType(name=APPLE_INPUT, shape=example.shape, dtype=np.float32)
+        precision = ct.transform.FP16ComputePrecision(op_selector=_is_float16)
     return ct.convert(
         exported,
-        # Pixels as they are: 1/255 is in the stem. An image input is resized and converted by Core ML itself.
-        inputs=[ct.ImageType(name=INPUT, shape=example.shape, color_layout=ct.colorlayout.RGB)],
-        outputs=[ct.TensorType(name=OUTPUT, dtype=np.float16)],
+        inputs=[given],
+        outputs=[ct.TensorType(name=OUTPUT, dtype=np.float16 if is_image else np.float32)],
         minimum_deployment_target=getattr(ct.target, options.min_target),
-        compute_precision=ct.precision.FLOAT16,
+        compute_precision=precision,
         compute_units=ct.ComputeUnit.CPU_AND_NE,
         pass_pipeline=pipeline,
         skip_model_load=True,
     )
+
+
+def _is_float16(op: Any) -> bool:
+    """Every op but the first, by 255: in float32 it makes whole numbers of 8-bit pixels, which float16 holds exactly.
+
+    Fractions would be rounded: an error of 2.7e-3 instead of 2.0e-3 in the features (tiny, the same picture). A float32
+    input has to be cast outside of the Neural Engine in any case; this op is expected to run there too.
+    """
+    return not (op.op_type == "mul" and APPLE_INPUT in (op.x.name, op.y.name))

@@ -17,6 +17,7 @@ import numpy as np
 
 from fastvlm_convert.calibration import Pictures, verification
 from fastvlm_convert.coreml_vision import PackageOptions, Size, build_network
+from fastvlm_convert.folding import PIXEL_MAX
 from fastvlm_convert.mil_check import Execution, Package, compare, execute, open_package
 from fastvlm_convert.quiet import quiet
 from fastvlm_convert.ranges import Ranges
@@ -150,9 +151,13 @@ class _Gates:
         for units in COMPUTE_UNITS if self._runtime else ():
             yield self._core_ml(size, units, pixels, picture, right)
 
+    def _given(self, pixels: np.ndarray) -> np.ndarray:
+        """What the package takes for a picture."""
+        return unit_pixels(pixels) if self._subject.options.interface == "tensor" else pixels
+
     def _execute(self, program: str, pixels: np.ndarray, precision: str) -> Execution:
         function = self._package.functions[program]
-        inputs = {function.inputs[0].name: pixels[None]}
+        inputs = {function.inputs[0].name: self._given(pixels)}
         return execute(self._package.program(program), inputs, precision)  # type: ignore[arg-type]
 
     def _core_ml(self, size: Size, units: str, pixels: np.ndarray, picture: str, right: np.ndarray) -> CheckRecord:
@@ -161,11 +166,16 @@ class _Gates:
         functions = {(f.height, f.width): f for f in self._runtime.functions(self._subject.package)}
         function = functions[size.height, size.width]
         try:
-            made = self._runtime.open(self._subject.package, function, units)({function.input: pixels})
+            made = self._runtime.open(self._subject.package, function, units)({function.input: self._given(pixels)})
         except EncoderError as exc:
             return CheckRecord(size.function, executor, ORIGINAL, picture, None, None, gate, None, False, str(exc))
         outputs = {name: np.asarray(value, np.float32) for name, value in made.items() if name == function.output}
         return _record(size, executor, ORIGINAL, picture, Execution(outputs, (), None), right, gate)
+
+
+def unit_pixels(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1], what a package with Apple's interface takes."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32) / np.float32(PIXEL_MAX)
 
 
 def _run(network: Callable[..., object], pixels: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ VISION = "model.vision_tower.vision_tower.model."
 PROJECTOR = "model.mm_projector."
 DROP = ""
 
-_DECODER = r"(model\.(?:embed_tokens|layers|norm)\..*|lm_head\..*)"
+DECODER_NAMES = r"(model\.(?:embed_tokens|layers|norm)\..*|lm_head\..*)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,10 @@ class Layout:
 
     Attributes:
         rules: from its names to the LLaVA names.
+        parts: within the encoder's names that the rules made; each is replaced wherever it is found.
         marks: all of these must match some name for a checkpoint to be of this layout.
         channels_last: convolutions are stored (O, H, W, I) and layer scales (1, 1, C), as MLX has them.
-        has_vision: the tensors include FastViTHD.
+        has_vision: the tensors include the vision encoder.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Layout:
     marks: tuple[str, ...]
     channels_last: bool = False
     has_vision: bool = True
+    parts: tuple[Rule, ...] = ()
 
 
 _UNUSED = (
@@ -53,7 +55,8 @@ _UNUSED = (
     Rule(r".*\.rotary_emb\.inv_freq", DROP),  # recomputed from rope_theta
 )
 
-# timm's names for FastViTHD (`fastvit_mci3`); `network` numbers its list of stages and embeddings flat.
+# timm's names for FastViTHD (`fastvit_mci3`) and FastViT (`fastvit_mci0` to 2, whose four stages are numbered alike);
+# `network` numbers its list of stages and embeddings flat.
 _TIMM = r"(?:model\.)?vision_tower\.(?:timm_model\.)?"
 _TIMM_EMBED = ((1, 1), (2, 3), (3, 5), (4, 8))  # stage, index of its patch embedding in `network`
 _TIMM_POSITION = ((3, 6), (4, 9))
@@ -67,10 +70,7 @@ _TIMM_RULES = (
         )
         for s, i in _TIMM_EMBED
     ),
-    *(
-        Rule(_TIMM + rf"stages\.{s}\.downsample\.proj\.1\.(.*)", VISION + rf"network.{i}.proj.1.\1")
-        for s, i in _TIMM_EMBED
-    ),
+    *(Rule(_TIMM + rf"stages\.{s}\.downsample\.proj\.(.*)", VISION + rf"network.{i}.proj.\1") for s, i in _TIMM_EMBED),
     *(Rule(_TIMM + rf"stages\.{s}\.pos_emb\.(.*)", VISION + rf"network.{i}.\1") for s, i in _TIMM_POSITION),
     *(
         rule
@@ -87,7 +87,17 @@ _TIMM_RULES = (
     Rule(_TIMM + r"final_conv\.se\.fc1\.(.*)", VISION + r"conv_exp.se.reduce.\1"),
     Rule(_TIMM + r"final_conv\.se\.fc2\.(.*)", VISION + r"conv_exp.se.expand.\1"),
     Rule(_TIMM + r"final_conv\.(.*)", VISION + r"conv_exp.\1"),
+    Rule(_TIMM + r"multi_scale\.(.*)", VISION + r"multi_scale.\1"),
     Rule(_TIMM + r"head\..*", DROP),
+)
+# How it calls the branches of training.
+_TIMM_PARTS = (
+    Rule(r"\.conv_kxk\.", ".rbr_conv."),
+    Rule(r"\.conv_scale\.", ".rbr_scale."),
+    Rule(r"\.identity\.", ".rbr_skip."),
+    Rule(r"\.large_conv\.", ".lkb_origin."),
+    Rule(r"\.pos_enc\.", ".pe."),
+    Rule(r"\.gamma$", ""),
 )
 
 LAYOUTS = (
@@ -100,11 +110,12 @@ LAYOUTS = (
             Rule(re.escape(VISION) + r"(.*)", VISION + r"\1"),
             Rule(r"model\.mm_projector\.(.*)", PROJECTOR + r"\1"),
             Rule(r"model\.image_newline", "model.image_newline"),
-            Rule(_DECODER, r"\1"),
+            Rule(DECODER_NAMES, r"\1"),
         ),
     ),
     Layout(
         name="transformers",
+        parts=_TIMM_PARTS,
         marks=(
             r"(?:model\.)?multi_modal_projector\.linear_1\..*",
             r"(?:model\.)?vision_tower\.(?:timm_model\.)?stem\..*",
@@ -130,7 +141,7 @@ LAYOUTS = (
             Rule(r"vision_tower\.vision_model\.patch_embed\.blocks\.(.*)", VISION + r"patch_embed.\1"),
             Rule(r"vision_tower\.vision_model\.(.*)", VISION + r"\1"),
             Rule(r"mm_projector\.(?:layers\.)?(.*)", PROJECTOR + r"\1"),
-            Rule(r"language_model\." + _DECODER, r"\1"),
+            Rule(r"language_model\." + DECODER_NAMES, r"\1"),
         ),
     ),
     Layout(
@@ -140,7 +151,7 @@ LAYOUTS = (
         rules=(
             *_UNUSED,
             Rule(r"multi_modal_projector\.linear_(\d)\.(.*)", PROJECTOR + r"\1.\2"),
-            Rule(r"language_model\." + _DECODER, r"\1"),
+            Rule(r"language_model\." + DECODER_NAMES, r"\1"),
         ),
     ),
 )
@@ -182,7 +193,7 @@ def map_tensors(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tenso
     Raises:
         CheckpointError: two source tensors would get the same name.
     """
-    rules = [(re.compile(rule.pattern), rule.replacement) for rule in layout.rules]
+    rules, parts = ([(re.compile(r.pattern), r.replacement) for r in listed] for listed in (layout.rules, layout.parts))
     mapped: dict[str, Tensor] = {}
     unknown: list[str] = []
     for source, stored in checkpoint.tensors.items():
@@ -191,6 +202,9 @@ def map_tensors(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tenso
             unknown.append(source)
         if not name:
             continue
+        if name.startswith(VISION):
+            for pattern, replacement in parts:
+                name = pattern.sub(replacement, name)
         if name in mapped:
             raise CheckpointError(f"{source} and {mapped[name].source} are both {name}; the checkpoint mixes layouts")
         shape, transform = _torch_order(name, stored.shape, layout)

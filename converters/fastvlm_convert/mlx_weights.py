@@ -7,7 +7,6 @@ values stream through: no more than one source shard and one tensor are in memor
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from fastvlm_convert.folding import Folded, fold_vision
 from fastvlm_convert.keymap import PROJECTOR, VISION, Tensor
 from fastvlm_convert.quantize import Quantization, quantize
-from fastvlm_convert.schema import Shapes, decoder_shapes, projector_shapes, vision_shapes
+from fastvlm_convert.schema import Shapes, decoder_shapes, projector_layers, projector_shapes, vision_shapes
 from fastvlm_convert.source import DTYPES, Checkpoint
 from fastvlm_mlx.bundle import parameter_shapes, raise_faults
 from fastvlm_mlx.config import ModelConfig, VisionConfig
@@ -58,12 +57,12 @@ def check_tensors(tensors: Mapping[str, Tensor], unknown: Sequence[str], config:
     """
     expected: Shapes = decoder_shapes(config.decoder) | projector_shapes(config.projector, config.image_newline)
     if config.vision:
-        expected |= vision_shapes(config.vision)
+        expected |= vision_shapes(config.vision, tensors)
     faults: dict[str, list[str]] = {"missing": [], "unexpected": list(unknown), "wrong shape": []}
     for name, shape in list(expected.items()):
         tensor = tensors.get(name)
         wanted = {name: shape}
-        # Convolutions and folded matrices of FastViTHD can't be taken packed; they are reported as misshapen.
+        # Convolutions and folded matrices of the encoder can't be taken packed; they are reported as misshapen.
         packed = tensor is not None and tensor.dtype == "U32" and not name.startswith(VISION)
         if packed and config.quantization and len(shape) == 2:
             width = Quantization(config.quantization.bits, config.quantization.group_size)
@@ -97,7 +96,7 @@ def plan_decoder(
         wide = width if quantize_projector or not name.startswith(PROJECTOR) else None
         stored = DTYPES[tensor.dtype]
         kept = stored if stored == mx.uint32 else dtype or stored
-        outputs.append(_output(_target_name(name), tensor.shape, kept, (name,), _cast(kept), wide))
+        outputs.append(_output(_target_name(name, config), tensor.shape, kept, (name,), _cast(kept), wide))
     return outputs
 
 
@@ -105,23 +104,23 @@ def _cast(dtype: mx.Dtype) -> Callable[[Sequence[mx.array]], tuple[mx.array]]:
     return lambda tensors: (tensors[0].astype(dtype),)
 
 
-def _target_name(name: str) -> str:
-    projector = re.fullmatch(re.escape(PROJECTOR) + r"([02])\.(.*)", name)
-    if projector:
-        return f"projector.linear_{int(projector[1]) // 2 + 1}.{projector[2]}"
+def _target_name(name: str, config: ModelConfig) -> str:
+    for number, layer in enumerate(projector_layers(config.projector), start=1):
+        if name.startswith(layer):
+            return f"projector.linear_{number}.{name.removeprefix(layer)}"
     return "projector.image_newline" if name == "model.image_newline" else name
 
 
 def plan_vision(
     tensors: Mapping[str, Tensor], config: VisionConfig, dtype: mx.Dtype | None, width: Quantization | None
 ) -> list[Output]:
-    """vision.safetensors: FastViTHD folded, under the names of fastvlm_mlx.vision.fastvithd.
+    """vision.safetensors: the encoder folded, under the names of fastvlm_mlx.vision.fastvithd.
 
     With no `dtype`, tensors that folding leaves alone keep the source's dtype and the others are float32,
     so nothing is rounded.
     """
     shapes = parameter_shapes(FastViTHD(config))
-    return [_vision_output(tensors, f, shapes[f.name], dtype, width) for f in fold_vision(config)]
+    return [_vision_output(tensors, f, shapes[f.name], dtype, width) for f in fold_vision(config, tensors)]
 
 
 def _vision_output(

@@ -9,6 +9,7 @@ import mlx.core as mx
 from fastvlm_convert.coreml_vision import PackageOptions
 from fastvlm_convert.quantize import Quantization
 from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.template import TEMPLATES
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -25,6 +26,7 @@ class Options:
         quantize_projector: quantise the projector too.
         quantize_vision: quantise FastViTHD's matrices too.
         package: how FastViTHD's Core ML package is made; None makes none.
+        template: how prompts are written, of `fastvlm_mlx.template.TEMPLATES`; None goes by the decoder's family.
     """
 
     dtype: str | None = None
@@ -34,14 +36,17 @@ class Options:
     quantize_projector: bool = False
     quantize_vision: bool = False
     package: PackageOptions | None = None
+    template: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError for unknown dtypes or widths."""
+        """Raise InputError for unknown dtypes, widths or templates."""
         for name in (self.dtype, self.vision_dtype):
             if name is not None and name not in DTYPES:
                 raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
         if (self.quantize_projector or self.quantize_vision) and self.q_bits is None:
             raise InputError("quantising projector or vision needs -q")
+        if self.template is not None and self.template not in TEMPLATES:
+            raise InputError(f"template must be one of {', '.join(TEMPLATES)}, got {self.template!r}")
         _ = self.width
 
     @property
@@ -59,6 +64,7 @@ class Options:
             "vision" if self.quantize_vision else "",
             self.dtype or "",
             f"vision-{self.vision_dtype}" if self.vision_dtype else "",
+            self.template or "",
             f"coreml-{self.package.bits}bit" if self.package and self.package.bits != 16 else "",
         ]
         return "".join(f"-{part}" for part in parts if part)

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from fastvlm_convert.configs import check_model_type, read_config
-from fastvlm_convert.keymap import Layout, Tensor, detect_layout, map_tensors
+from fastvlm_convert.configs import read_config
+from fastvlm_convert.families import FAMILIES
+from fastvlm_convert.folding import describe_folding
+from fastvlm_convert.keymap import Layout, Tensor, map_tensors
 from fastvlm_convert.mlx_weights import (
     Output,
     check_tensors,
@@ -24,19 +26,18 @@ from fastvlm_convert.mlx_weights import (
     write_safetensors,
 )
 from fastvlm_convert.options import DTYPES, Options
+from fastvlm_convert.origin import merge_record, open_source
 from fastvlm_convert.records import (
     APPLE_PACKAGE,
     Progress,
     as_json,
-    check_target,
     copy_package,
     folder_bytes,
-    hash_source,
     is_up_to_date,
     write_manifest,
 )
 from fastvlm_convert.source import Checkpoint, read_json
-from fastvlm_convert.tokenizer import read_tokenizer
+from fastvlm_convert.tokenizer import prefixes_after_special, read_tokenizer
 from fastvlm_convert.verify import verify_bundle
 from fastvlm_convert.vision_package import (
     REMEDY,
@@ -44,18 +45,20 @@ from fastvlm_convert.vision_package import (
     Request,
     add_package,
     calibration_record,
+    check_sizes,
     raise_failures,
     request_package,
 )
 from fastvlm_convert.vision_weights import from_checkpoint
 from fastvlm_mlx.bundle import CONFIG, DECODER, PACKAGE, TOKENIZER, VISION
 from fastvlm_mlx.config import ModelConfig, QuantizationConfig, from_dict
-from fastvlm_mlx.errors import CheckpointError, FastVLMError
+from fastvlm_mlx.errors import CheckpointError, ConfigError, FastVLMError
 from fastvlm_mlx.files import replaced_folder, require_space
-from fastvlm_mlx.manifest import CoreMLRecord, Source
+from fastvlm_mlx.manifest import CoreMLRecord
+from fastvlm_mlx.views import view_of
 
 DEFAULT_HOME = Path("models") / "converted"
-_HEADERS_BYTES = 32 << 20  # room for the files' headers, the tokenizer and small things
+HEADERS_BYTES = 32 << 20  # room for the files' headers, the tokenizer and small things
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,12 @@ def convert(
     progress: Progress = lambda *_: None,
     calibration: Path | None = None,
     gates: Gates | None = None,
+    base: Path | None = None,
 ) -> Result:
     """Convert a published FastVLM checkpoint into a bundle, which appears whole; one that is up to date stays.
 
     Args:
-        source: a folder, only read, in LLaVA's, transformers', mlx-vlm's or Apple's MLX layout.
+        source: a folder, only read, in LLaVA's, transformers', mlx-vlm's or Apple's MLX layout; or a LoRA adapter's.
         target: the bundle's folder; default `models/converted/NAME`.
         options: dtypes and quantisation.
         source_id: the name to record, such as "apple/FastVLM-0.5B"; default the folder's name.
@@ -95,40 +99,41 @@ def convert(
         progress: called with (stage, bytes done, bytes in all); (step, 0, 0) for a step without a size.
         calibration: a folder of pictures to measure the Core ML package's ranges on; default a built-in set.
         gates: how the package is checked; default at one telling size, and a failure is an error.
+        base: what an adapter was trained on; default what its config names.
 
     Raises:
-        CheckpointError, WeightsError, InputError, DiskSpaceError, MissingDependencyError or VerificationError.
+        CheckpointError, WeightsError, InputError, ResolutionError, DiskSpaceError, MissingDependencyError or
+        VerificationError.
     """
     options, gates = options or Options(), gates or Gates()
     target = target or default_target(source, options)
     request = request_package(options.package, calibration, gates)
-    checkpoint = Checkpoint(source)
-    layout = _layout_of(checkpoint)
-    check_target(source, target)
-    files = hash_source(source, checkpoint.shards, progress)
-    origin = Source(source_id or source.resolve().name, layout.name, files, revision)
+    checkpoint, layout, origin = open_source(source, target, base, source_id, revision, progress)
     made_with = as_json(asdict(options) | ({"calibration": calibration_record(request.pictures)} if request else {}))
     if is_up_to_date(target, origin, made_with, licence, gates.accepts if request else lambda _: True):
-        _verify_again(target, source, request, progress)
+        _verify_again(target, source, base, request, progress)
         return Result(target, True, ())
-    tensors, config, warnings = _read_model(checkpoint, layout, origin.id, options)
-    tokenizer = read_tokenizer(source)  # a damaged one is known before anything is written
+    tensors, config, warnings = read_model(checkpoint, layout, origin.name, options)
+    tokenizer = read_tokenizer(checkpoint.path)  # a damaged one is known before anything is written
+    if tokenizer:
+        config = dataclasses.replace(config, prefix_after_special=prefixes_after_special(checkpoint.path, tokenizer))
     plan = _plan(tensors, config, options)
-    total = _require_room(target, source, plan, options)
+    total = _require_room(target, checkpoint.path, plan, options)
     with replaced_folder(target) as folder:
         for name, outputs in plan.items():
             write_safetensors(folder / name, outputs, checkpoint, tensors, lambda n: progress("writing", n, total))
         coreml = _make_package(folder, checkpoint, tensors, config, request, progress, warnings)
         _write_texts(folder, config, tokenizer, warnings)
-        write_manifest(folder, source, origin, made_with, _changes(layout, config, options), licence, coreml, progress)
+        changes = merge_record(origin) + _changes(layout, config, options, tensors)
+        write_manifest(folder, checkpoint.path, origin, made_with, changes, licence, coreml, progress)
     return Result(target, False, tuple(warnings))
 
 
-def _verify_again(target: Path, source: Path, request: Request | None, progress: Progress) -> None:
+def _verify_again(target: Path, source: Path, base: Path | None, request: Request | None, progress: Progress) -> None:
     """Run the gates of a bundle that stands as it is, where all of them are asked for."""
     if request is None or not request.gates.every_size:
         return
-    checks = verify_bundle(target, checkpoint=source, say=lambda step: progress(step, 0, 0))
+    checks = verify_bundle(target, checkpoint=source, base=base, say=lambda step: progress(step, 0, 0))
     if not request.gates.force:
         raise_failures(checks, REMEDY)
 
@@ -136,7 +141,7 @@ def _verify_again(target: Path, source: Path, request: Request | None, progress:
 def _require_room(target: Path, source: Path, plan: Mapping[str, list[Output]], options: Options) -> int:
     """Raise DiskSpaceError unless the bundle fits; gives the bytes of its tensors."""
     total = sum(spec.nbytes for outputs in plan.values() for output in outputs for spec in output.specs)
-    require_space(target.parent, total + _package_bytes(source, plan, options) + _HEADERS_BYTES)
+    require_space(target.parent, total + _package_bytes(source, plan, options) + HEADERS_BYTES)
     return total
 
 
@@ -149,16 +154,14 @@ def _write_texts(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None,
         warnings.append("the checkpoint has no tokenizer: the bundle takes prompts as ids only")
 
 
-def _layout_of(checkpoint: Checkpoint) -> Layout:
-    """The layout of a FastVLM; another kind of model is told first."""
-    check_model_type(checkpoint.config, str(checkpoint.path / CONFIG))
-    return detect_layout(checkpoint.tensors, checkpoint.path)
-
-
-def _read_model(
+def read_model(
     checkpoint: Checkpoint, layout: Layout, name: str, options: Options
 ) -> tuple[dict[str, Tensor], ModelConfig, list[str]]:
-    """The checkpoint's tensors, checked, and its config with what the tensors decide."""
+    """A checkpoint's tensors, checked, its config with what the tensors decide, and warnings.
+
+    Raises:
+        CheckpointError, ConfigError or WeightsError: it can't be used; says why.
+    """
     generation_file = checkpoint.path / "generation_config.json"
     generation = read_json(generation_file) if generation_file.exists() else {}
     where = str(checkpoint.path / CONFIG)
@@ -169,8 +172,8 @@ def _read_model(
             f"{checkpoint.path} is quantised already ({config.quantization.bits} bits); convert it without -q"
         )
     warnings = []
-    if checkpoint.config.get("image_aspect_ratio") == "anyres":
-        warnings.append(f"{where} asks for AnyRes tiles, which this version doesn't cut: images are padded instead")
+    if checkpoint.config.get("image_aspect_ratio") == "anyres" and not config.grid_pinpoints:
+        warnings.append(f"{where} asks for AnyRes tiles and names no grid: images are padded unless a call names one")
     tied = _head_is_tied(checkpoint, tensors)
     if tied != config.decoder.tie_word_embeddings:
         found = "has no head besides the embedding" if tied else "has a head that differs from the embedding"
@@ -185,11 +188,22 @@ def _read_model(
         decoder=dataclasses.replace(config.decoder, tie_word_embeddings=tied),
         image_newline="model.image_newline" in tensors,
         quantization=QuantizationConfig(width.bits, width.group_size) if width else config.quantization,
+        template=options.template or config.template,
     )
     # What the run time will read: a value of another type is found now, not when the bundle is loaded.
     config = from_dict(ModelConfig, json.loads(config.to_json()), where)
     check_tensors(tensors, unknown, config, str(checkpoint.path))
-    return tensors, config, warnings
+    return tensors, _with_tiles_that_can_be_made(config, where, warnings), warnings
+
+
+def _with_tiles_that_can_be_made(config: ModelConfig, where: str, warnings: list[str]) -> ModelConfig:
+    """The config, padding images by default where its AnyRes can't be run."""
+    try:
+        view_of(config, config.image_size)
+    except ConfigError as exc:
+        warnings.append(f"images are padded, not cut into tiles, as {where} asks for what can't be made: {exc}")
+        return dataclasses.replace(config, aspect="pad")
+    return config
 
 
 def _head_is_tied(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> bool:
@@ -216,6 +230,8 @@ def _plan(tensors: Mapping[str, Tensor], config: ModelConfig, options: Options) 
     dtype = DTYPES[options.dtype] if options.dtype else None
     plan = {DECODER: plan_decoder(tensors, config, dtype, width, options.quantize_projector)}
     if config.vision:
+        if options.package:
+            check_sizes(options.package.sizes, config.vision)
         vision_dtype = DTYPES[options.vision_dtype] if options.vision_dtype else None
         plan[VISION] = plan_vision(tensors, config.vision, vision_dtype, width if options.quantize_vision else None)
     return plan
@@ -257,21 +273,22 @@ def _package_bytes(source: Path, plan: Mapping[str, list[Output]], options: Opti
     return 2 * elements * (len(options.package.sizes) + 1)
 
 
-def _changes(layout: Layout, config: ModelConfig, options: Options) -> tuple[str, ...]:
+def _changes(layout: Layout, config: ModelConfig, options: Options, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The change record, in words."""
+    encoder = FAMILIES[config.vision.family].title if config.vision else ""
     changes = [f"renamed from the {layout.name} layout into a fastvlm-mlx bundle"]
     if config.vision:
-        changes.append("FastViTHD folded: batch norm, layer scale, LayerNorm affine, 1/255; convolutions channels last")
+        changes.append(describe_folding(config.vision, tensors))
     if config.vision and options.package:
         changes.append(
-            f"FastViTHD as a Core ML package: {options.package.bits}-bit weights, stages scaled by powers of two"
+            f"{encoder} as a Core ML package: {options.package.bits}-bit weights, stages scaled by powers of two"
         )
     if options.dtype:
         changes.append(f"decoder and projector cast to {options.dtype}")
     if options.vision_dtype:
-        changes.append(f"FastViTHD cast to {options.vision_dtype}")
+        changes.append(f"{encoder} cast to {options.vision_dtype}")
     if options.width:
         parts = ["decoder", *(["projector"] if options.quantize_projector else [])]
-        parts += ["FastViTHD's matrices"] if options.quantize_vision else []
+        parts += [f"{encoder}'s matrices"] if options.quantize_vision else []
         changes.append(f"{', '.join(parts)} quantised to {options.q_bits} bits, groups of {options.q_group_size}")
     return tuple(changes)

@@ -1,4 +1,4 @@
-"""Powers of two that keep FastViTHD within float16, exact in real arithmetic.
+"""Powers of two that keep the vision encoder within float16, exact in real arithmetic.
 
 The published weights drive stage 5 beyond float16's 65,504. A stage's residual stream can be held smaller: its
 entry convolution, the last matrix of every branch and every bias on the stream are scaled by 2^-e, and the
@@ -6,7 +6,9 @@ matrices that read the stream by 2^e; LayerNorm doesn't see the scale once its e
 below float16's least, coremltools stores the least, 6e-8: it only keeps a flat map from dividing by 0). A
 LayerNorm's squares are kept in range by scaling the difference by 2^-k and epsilon by 2^-2k more. The hidden
 layer of a block, before its GELU, is held at 2^-m where it needs it (torch_fastvithd.shifted_gelu). Powers of two
-change no mantissa, so float32 computes the same bits, but for subnormals.
+change no mantissa, so float32 computes the same bits, but for subnormals. Where FastViT has a batch norm instead of
+LayerNorm, it is in the qkv matrix, which then reads the stream as the others do. Pooled maps, being features, have
+their own scale: the pooling undoes that of their stage.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fastvlm_mlx.config import VisionConfig
+
 FLOAT16_MAX = 65504.0
 # Other pictures than those measured may go higher: 3 bits are left free.
 STREAM_LIMIT = FLOAT16_MAX / 8
@@ -26,7 +30,7 @@ SQUARES_LIMIT = FLOAT16_MAX / 4
 _HIDDEN = ".ffn.fc1"
 _EMBEDDING = (".downsample.depthwise", ".downsample.pointwise")
 _ON_STREAM = (".stream", ".ffn.depthwise", "expand")  # measured values that are held at the stream's scale
-EXPANSION = 5  # counted as a stage after the five: its map has a scale of its own up to its GELU
+EXPANSION = 5  # counted as a stage, after five even where there are four: its map has a scale of its own up to its GELU
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,23 +127,27 @@ def _bits_over(value: float, limit: float) -> int:
     return max(0, math.ceil(math.log2(value / limit))) if value > limit else 0
 
 
-def apply_ranges(weights: Mapping[str, np.ndarray], ranges: Ranges) -> dict[str, np.ndarray]:
+def apply_ranges(weights: Mapping[str, np.ndarray], ranges: Ranges, config: VisionConfig) -> dict[str, np.ndarray]:
     """Fold the stream exponents into folded weights (names of fastvlm_convert.folding)."""
-    return {name: value * np.float32(2.0 ** stream_exponent(name, ranges)) for name, value in weights.items()}
+    factors = {name: np.float32(2.0 ** stream_exponent(name, ranges, config)) for name in weights}
+    return {name: value * factors[name] for name, value in weights.items()}
 
 
-def stream_exponent(name: str, ranges: Ranges) -> int:
+def stream_exponent(name: str, ranges: Ranges, config: VisionConfig) -> int:
     """The power of two that a weight or bias takes.
 
     Biases are scaled as what they are added to. What enters the stream is scaled down, what reads it up, a
     convolution within it (a RepMixer after the first, the 7x7 before fc1) keeps its weight.
     """
     stage = stage_of(name)
-    own, before = (ranges.streams.get(index, 0) for index in (stage, stage - 1))
+    last = len(config.layers) - 1
+    own, before = (ranges.streams.get(i, 0) for i in (stage, last if stage == EXPANSION else stage - 1))
     layers = [ranges.hidden.get(f"stages.{stage}{layer}", 0) for layer in _EMBEDDING]
     if embedding := re.search(r"(\.downsample\.(?:depthwise|pointwise))\.(weight|bias)$", name):
         index = _EMBEDDING.index(embedding[1])
         return ((before, *layers)[index] if embedding[2] == "weight" else 0) - layers[index]
+    if name.endswith(".downsample.reduce.weight"):
+        return layers[0]
     if stage == EXPANSION:
         powers = {"depthwise.weight": before - own, "depthwise.bias": -own, "reduce.weight": own}
         return powers.get(name.removeprefix("expand."), 0)
@@ -148,7 +156,11 @@ def stream_exponent(name: str, ranges: Ranges) -> int:
         if block[2] == "fc1":
             return own - held if block[3] == "weight" else -held
         return held - own if block[3] == "weight" else -own
-    if re.search(r"\.position\.weight$", name) or (stage < 3 and re.search(r"\.blocks\.0\.mixer\.weight$", name)):
+    if name.endswith(".mixer.qkv.weight"):
+        return own if config.norm == "batch" else 0
+    if name.endswith(".pool.weight"):
+        return own
+    if re.search(r"\.position\.weight$", name) or re.search(r"\.blocks\.0\.mixer\.weight$", name):
         return layers[1] - own  # the first to write to the stream, from the embedding's last layer
     enters = re.search(r"\.mixer\.proj\.weight$", name)
     on_stream = re.search(r"\.(position|mixer|mixer\.proj|ffn\.depthwise)\.bias$", name)

@@ -21,9 +21,15 @@ _SMALL = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
     "added_tokens.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
 )
 
 Progress = Callable[[str, int, int], object]  # stage, bytes done since the last call, total bytes
@@ -106,10 +112,10 @@ def write_manifest(
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def copy_package(source: Path, folder: Path) -> None:
+def copy_package(source: Path, folder: Path, name: str = PACKAGE) -> None:
     """Carry Apple's Core ML package along, where the source has one."""
     if (source / APPLE_PACKAGE).is_dir():
-        shutil.copytree(source / APPLE_PACKAGE, folder / PACKAGE)
+        shutil.copytree(source / APPLE_PACKAGE, folder / name)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fastvlm_mlx.errors import CheckpointError, MissingDependencyError
+from fastvlm_mlx.manifest import AdapterRecord
 
 # safetensors' names, the ones that published checkpoints use
 DTYPES = {
@@ -35,26 +37,22 @@ class StoredTensor:
         return int(np.prod(self.shape)) * DTYPES[self.dtype].size
 
 
-class Checkpoint:
-    """A checkpoint folder.
+class TensorFiles:
+    """Files that hold tensors, `.safetensors` or `.bin`.
 
     Attributes:
-        config: the parsed config.json.
-        tensors: name -> where it lies, in the order of the shards.
+        shards: the files.
+        tensors: name -> where it lies, in the order of the files.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the config and every shard's header.
+    def __init__(self, shards: Sequence[Path]) -> None:
+        """Read every file's header.
 
         Raises:
-            CheckpointError: a file is missing, truncated or not what its name says.
-            MissingDependencyError: `.bin` shards, and torch isn't installed.
+            CheckpointError: a file is damaged, or two hold the same name.
+            MissingDependencyError: `.bin` files, and torch isn't installed.
         """
-        if not path.is_dir():
-            raise CheckpointError(f"no checkpoint folder at {path}; give the folder that holds config.json")
-        self.path = path
-        self.config = read_json(path / "config.json")
-        self.shards = _shards(path)
+        self.shards = list(shards)
         self.tensors: dict[str, StoredTensor] = {}
         self._open: _SafetensorsShard | _BinShard | None = None
         for shard in self.shards:
@@ -70,6 +68,30 @@ class Checkpoint:
             self._open = None  # let the other shard's memory go before this one's is taken
             self._open = _open(shard)
         return self._open.read(name)
+
+
+class Checkpoint(TensorFiles):
+    """A checkpoint folder.
+
+    Attributes:
+        path: the folder.
+        config: the parsed config.json.
+        adapter: what was merged into the tensors that it gives; None for the checkpoint as it lies there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the config and every shard's header.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or not what its name says.
+            MissingDependencyError: `.bin` shards, and torch isn't installed.
+        """
+        if not path.is_dir():
+            raise CheckpointError(f"no checkpoint folder at {path}; give the folder that holds config.json")
+        self.path = path
+        self.config = read_json(path / "config.json")
+        self.adapter: AdapterRecord | None = None
+        super().__init__(_shards(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:

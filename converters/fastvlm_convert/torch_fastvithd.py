@@ -1,4 +1,4 @@
-"""FastViTHD in PyTorch as the Neural Engine wants it: channels first, 1x1 convolutions, no LayerNorm op.
+"""The vision encoder in PyTorch as the Neural Engine wants it: channels first, 1x1 convolutions, no LayerNorm op.
 
 Holds the folded weights of fastvlm_convert.folding, so it computes what fastvlm_mlx.vision.fastvithd computes;
 `ranges` scales what would overflow float16 (fastvlm_convert.ranges). Each form that looks odd has its rule:
@@ -7,7 +7,7 @@ Holds the folded weights of fastvlm_convert.folding, so it computes what fastvlm
 - LayerNorm spelled out (mean, difference, square, mean, rsqrt): a fused `layer_norm` over 1,024 or 1,536 channels
   is reported to fail to compile on M1 and M2, and squares overflow float16 from 256 on; the difference is
   scaled by a power of two first.
-- The global average of squeeze-and-excite by `mean`: pooling kernels above 13 are reported unsupported.
+- The global averages of squeeze-and-excite by `mean`: pooling kernels above 13 are reported unsupported.
 - The output (B, N, C), so that its last axis is aligned and MLX can take it as it is.
 
 Source of the rules: Apple, "Deploying Transformers on the Apple Neural Engine"; coremltools issues 1893, 2370.
@@ -16,6 +16,7 @@ Source of the rules: Apple, "Deploying Transformers on the Apple Neural Engine";
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,44 +24,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvlm_convert.coreml_vision import Attention
+from fastvlm_convert.folding import PIXEL_MAX
 from fastvlm_convert.ranges import EXPANSION, NormScale, Ranges
+from fastvlm_convert.torch_layers import Conv, excite, shifted_gelu
+from fastvlm_convert.torch_pooling import make_pool
 from fastvlm_mlx.config import VisionConfig
-from fastvlm_mlx.vision.fastvithd import ATTENTION_FROM, NORM_EPS
-
-GELU_BEND = 16.0  # GELU is ReLU beyond it, in float32 too
+from fastvlm_mlx.vision.fastvithd import NORM_EPS
 
 Probe = Callable[[str, Tensor], None]
 
 
 def _no_probe(_: str, __: Tensor) -> None:
     """Measure nothing."""
-
-
-class Conv(nn.Module):
-    """A convolution with bias and "same" padding."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs // groups, kernel, kernel), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False)
-        self.stride, self.groups, self.padding = stride, groups, kernel // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
-
-
-def shifted_gelu(x: Tensor, shift: int) -> Tensor:
-    """GELU(x 2^shift) 2^-shift, without leaving float16 where x 2^shift would.
-
-    GELU is ReLU and a small difference, which is 0 to the last bit beyond GELU_BEND: only what lies within is
-    scaled up. Large values are rounded once, as by a plain GELU.
-    """
-    if not shift:
-        return F.gelu(x)
-    bend = GELU_BEND * 2.0**-shift
-    within = x.clamp(-bend, bend) * 2.0**shift
-    return F.relu(x) + (F.gelu(within) - F.relu(within)) * 2.0**-shift
 
 
 class ConvFFN(nn.Module):
@@ -145,15 +120,16 @@ class SelfAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention and ConvFFN, each beside a residual."""
+    """Attention and ConvFFN, each beside a residual. A batch norm is in the attention's first matrix."""
 
     def __init__(
-        self, dim: int, hidden: int, head_dim: int, form: Attention, ranges: Ranges, name: str, probe: Probe
+        self, config: VisionConfig, dim: int, form: Attention, ranges: Ranges, name: str, probe: Probe
     ) -> None:
         super().__init__()
-        self.norm = ChannelNorm(ranges.norm(name), f"{name}.norm", probe)
-        self.mixer = SelfAttention(dim, head_dim, form)
-        self.ffn = ConvFFN(dim, hidden, ranges.hidden.get(name, 0), f"{name}.ffn", probe)
+        normalizes = config.norm == "layer"
+        self.norm = ChannelNorm(ranges.norm(name), f"{name}.norm", probe) if normalizes else nn.Identity()
+        self.mixer = SelfAttention(dim, config.head_dim, form)
+        self.ffn = ConvFFN(dim, config.mlp_ratio * dim, ranges.hidden.get(name, 0), f"{name}.ffn", probe)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -162,19 +138,25 @@ class AttentionBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Halve the map; the published models double the channels."""
+    """Halve the map; the published models double the channels. Some squeeze and excite the map as it is held."""
 
-    def __init__(self, before: int, dim: int, ranges: Ranges, name: str, probe: Probe) -> None:
+    def __init__(self, config: VisionConfig, index: int, ranges: Ranges, name: str, probe: Probe) -> None:
         super().__init__()
+        before, dim = config.embed_dims[index - 1], config.embed_dims[index]
         self.name, self.probe = name, probe
         self.shifts = [ranges.hidden.get(f"{name}.{layer}", 0) for layer in ("depthwise", "pointwise")]
         self.depthwise = Conv(before, dim, 7, stride=2, groups=before)
+        self.squeezes = config.squeezes(index)
+        if self.squeezes:
+            squeezed = config.squeezed_dim(index)
+            self.reduce, self.expand = Conv(dim, squeezed, 1), Conv(squeezed, dim, 1)
         self.pointwise = Conv(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H / 2, W / 2)."""
         x = self.depthwise(x)
         self.probe(f"{self.name}.depthwise", x)
+        x = excite(x, self.reduce, self.expand) if self.squeezes else x
         x = self.pointwise(shifted_gelu(x, self.shifts[0]))
         self.probe(f"{self.name}.pointwise", x)
         return shifted_gelu(x, self.shifts[1])
@@ -195,18 +177,22 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """Patch embedding (not in stage 1), positional convolution (stages 4 and 5), blocks."""
+    """Patch embedding (not in the first stage), positional convolution (in those that attend), blocks.
+
+    `pool` isn't one of its steps; see fastvlm_mlx.vision.fastvithd.
+    """
 
     def __init__(self, config: VisionConfig, index: int, form: Attention, ranges: Ranges, probe: Probe) -> None:
         super().__init__()
         dim, hidden = config.embed_dims[index], config.embed_dims[index] * config.mlp_ratio
+        attends = config.attends(index)
         self.name, self.probe = f"stages.{index}", probe
-        before = config.embed_dims[index - 1]
-        self.downsample = PatchEmbed(before, dim, ranges, f"{self.name}.downsample", probe) if index else None
-        self.position = Conv(dim, dim, 7, groups=dim) if index >= ATTENTION_FROM else None
+        self.downsample = PatchEmbed(config, index, ranges, f"{self.name}.downsample", probe) if index else None
+        self.position = Conv(dim, dim, 7, groups=dim) if attends else None
+        self.pool = make_pool(config, index, ranges.streams.get(index, 0))
         self.blocks = nn.ModuleList(
-            AttentionBlock(dim, hidden, config.head_dim, form, ranges, name, probe)
-            if index >= ATTENTION_FROM
+            AttentionBlock(config, dim, form, ranges, name, probe)
+            if attends
             else RepMixerBlock(dim, hidden, ranges, name, probe)
             for name in (f"stages.{index}.blocks.{i}" for i in range(config.layers[index]))
         )
@@ -237,16 +223,14 @@ class Expand(nn.Module):
         """(B, C, H, W) -> (B, 2 C, H, W)."""
         x = self.depthwise(x)
         self.probe("expand", x)
-        gate = torch.sigmoid(self.expand(F.relu(self.reduce(x.mean(dim=(2, 3), keepdim=True)))))
-        x = x * gate
-        x = shifted_gelu(x, self.held)
+        x = shifted_gelu(excite(x, self.reduce, self.expand), self.held)
         x = x * 2.0**self.held if self.held else x
         self.probe("features", x)
         return x
 
 
 class FastViTHD(nn.Module):
-    """(B, 3, H, W) pixels 0-255 -> (B, N, C) features, N = (H / 64) * (W / 64), row-major."""
+    """(B, 3, H, W) pixels 0-255 -> (B, N, C) features, row-major; N = (H / D) * (W / D), D = `config.downsampling`."""
 
     def __init__(
         self,
@@ -258,15 +242,24 @@ class FastViTHD(nn.Module):
         super().__init__()
         ranges = ranges or Ranges()
         self.stem = Stem(config.embed_dims[0])
-        self.stages = nn.ModuleList(Stage(config, i, form, ranges, probe) for i in range(5))
+        self.stages = nn.ModuleList(Stage(config, i, form, ranges, probe) for i in range(len(config.layers)))
         self.expand = Expand(config.embed_dims[-1], ranges.streams.get(EXPANSION, 0), probe)
+        self.pooled = config.multi_scale.stages if config.multi_scale else ()
+        self.probe = probe
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run all stages."""
+        """Run all stages; pooled maps come after the expanded last one, on the channels."""
         x = self.stem(x)
-        for stage in self.stages:
+        pooled = {}
+        for index, stage in enumerate(self.stages):
             x = stage(x)
-        return self.expand(x).flatten(2).transpose(1, 2)
+            if index in self.pooled:
+                pooled[index] = cast(nn.Module, stage.pool)(x)
+                self.probe(f"stages.{index}.pool", pooled[index])
+        x = self.expand(x)
+        if pooled:
+            x = torch.cat([x, *(pooled[index] for index in self.pooled)], dim=1)
+        return x.flatten(2).transpose(1, 2)
 
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Fill in folded weights, by the names and in the layouts of fastvlm_convert.folding; strict."""
@@ -279,3 +272,15 @@ class FastViTHD(nn.Module):
         if extra := sorted(set(weights) - set(state)):
             raise ValueError(f"weights that the network doesn't have: {', '.join(extra)}")
         self.load_state_dict(state)
+
+
+class FromUnitPixels(nn.Module):
+    """A network for pixels 0-255, given pixels in [0, 1]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels in [0, 1] -> what the network makes of them."""
+        return self.network(x * PIXEL_MAX)

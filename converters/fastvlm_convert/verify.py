@@ -14,8 +14,8 @@ import numpy as np
 from fastvlm_convert.coreml_vision import PackageOptions, Size
 from fastvlm_convert.gates import Subject, check_package, core_ml, describe_checks
 from fastvlm_convert.keymap import detect_layout, map_tensors
+from fastvlm_convert.lora import open_checkpoint
 from fastvlm_convert.records import hash_source
-from fastvlm_convert.source import Checkpoint
 from fastvlm_convert.vision_package import raise_failures, ranges_of
 from fastvlm_convert.vision_weights import from_bundle, from_checkpoint
 from fastvlm_mlx import hub
@@ -32,6 +32,7 @@ def verify_bundle(
     sizes: Sequence[Size] | None = None,
     checkpoint: Path | None = None,
     say: Callable[[str], object] = lambda _: None,
+    base: Path | None = None,
 ) -> tuple[CheckRecord, ...]:
     """Run the gates of a bundle's package and write the outcome into the manifest; see fastvlm_convert.gates.
 
@@ -40,6 +41,7 @@ def verify_bundle(
         sizes: of these functions; default all of the package.
         checkpoint: the bundle's source, to compare with where the bundle's own vision weights are rounded.
         say: called with what is being done.
+        base: where the source is an adapter: what it was trained on, if its config doesn't lead there.
 
     Raises:
         BundleError: no bundle, no package in it, or nothing to compare with.
@@ -55,7 +57,7 @@ def verify_bundle(
             "convert the PyTorch checkpoint for a package that can be checked"
         )
     options = from_dict(PackageOptions, bundle.manifest.options.get("package"), str(path / MANIFEST))
-    weights = _weights_of_source(bundle, checkpoint) if checkpoint else from_bundle(bundle)
+    weights = _weights_of_source(bundle, checkpoint, base) if checkpoint else from_bundle(bundle)
     subject = Subject(path / PACKAGE, vision, weights, options, ranges_of(record))
     checks = check_package(subject, sizes, runtime=core_ml(), say=say)
     _record(path, bundle.manifest, checks, say)
@@ -76,13 +78,15 @@ def _record(path: Path, checked: Manifest, checks: Sequence[CheckRecord], say: C
         say(f"the outcome isn't in {path / MANIFEST}, which can't be written: {exc.strerror}")
 
 
-def _weights_of_source(bundle: Bundle, folder: Path) -> dict[str, np.ndarray]:
+def _weights_of_source(bundle: Bundle, folder: Path, base: Path | None) -> dict[str, np.ndarray]:
     """The vision weights of the checkpoint that a bundle was made from."""
     assert bundle.config.vision
-    checkpoint = Checkpoint(folder)
-    found, recorded = hash_source(folder, checkpoint.shards, lambda *_: None), bundle.manifest.source.files
+    checkpoint, source = open_checkpoint(folder, base), bundle.manifest.source
+    found, recorded = hash_source(checkpoint.path, checkpoint.shards, lambda *_: None), source.files
     if other := [name for name in recorded if found.get(name) != recorded[name]]:
         raise InputError(f"{folder} isn't what {bundle.path} was made from: {other[0]} differs; give its source")
+    if checkpoint.adapter != source.adapter:
+        raise InputError(f"{folder} isn't what {bundle.path} was made from: that is {source.name}; give its source")
     tensors, _ = map_tensors(checkpoint, detect_layout(checkpoint.tensors, folder))
     return from_checkpoint(checkpoint, tensors, bundle.config.vision)
 

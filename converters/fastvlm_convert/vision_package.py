@@ -15,7 +15,7 @@ from fastvlm_convert.coreml_vision import PackageOptions, Size, convert_package,
 from fastvlm_convert.gates import Subject, check_package, core_ml, describe_checks
 from fastvlm_convert.ranges import FLOAT16_MAX, Ranges
 from fastvlm_mlx.bundle import PACKAGE
-from fastvlm_mlx.config import VisionConfig
+from fastvlm_mlx.config import VisionConfig, check_side
 from fastvlm_mlx.errors import MissingDependencyError, VerificationError
 from fastvlm_mlx.manifest import CheckRecord, CoreMLRecord, Manifest
 
@@ -77,16 +77,22 @@ def missing_dependencies() -> list[str]:
 
 
 def add_package(
-    folder: Path, config: VisionConfig, weights: Mapping[str, np.ndarray], request: Request, say: Say = lambda _: None
+    folder: Path,
+    config: VisionConfig,
+    weights: Mapping[str, np.ndarray],
+    request: Request,
+    say: Say = lambda _: None,
+    name: str = PACKAGE,
 ) -> CoreMLRecord:
-    """Write FastViTHD's package into a bundle's folder.
+    """Write the vision encoder's package into a bundle's folder.
 
     Args:
         folder: of the bundle that is being written.
-        config: FastViTHD's shape.
+        config: the encoder's shape.
         weights: folded weights, by the names of fastvlm_convert.folding.
         request: how the package is made and checked; ranges are measured on its pictures at every size.
         say: called with what is being done.
+        name: of the package.
 
     Raises:
         VerificationError: a gate failed, and a failure isn't to be kept.
@@ -95,13 +101,20 @@ def add_package(
     if options.range_safety:
         ranges = measure_ranges(config, weights, _pixels(request.pictures, options.sizes, say))
         _check_headroom(ranges, gates)
-    convert_package(config, weights, folder / PACKAGE, options, ranges, say)
-    subject = Subject(folder / PACKAGE, config, weights, options, ranges)
+    convert_package(config, weights, folder / name, options, ranges, say)
+    subject = Subject(folder / name, config, weights, options, ranges)
     sizes, runtime = (options.sizes, core_ml()) if gates.every_size else ((telling_size(options.sizes),), None)
     checks = check_package(subject, sizes, runtime=runtime, say=say)
     if not gates.force:
         raise_failures(checks, REMEDY)
     return record_of(ranges, request.pictures, checks)
+
+
+def check_sizes(sizes: Sequence[Size], config: VisionConfig) -> None:
+    """Raise ResolutionError unless images of every size can be cut into whole tokens."""
+    for size in sizes:
+        for side in (size.height, size.width):
+            check_side(side, config.downsampling)
 
 
 def telling_size(sizes: Sequence[Size]) -> Size:

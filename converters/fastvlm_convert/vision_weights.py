@@ -1,4 +1,4 @@
-"""FastViTHD's folded weights as numpy arrays, from a checkpoint or from a bundle: what the Core ML half starts from."""
+"""The encoder's folded weights as numpy arrays, from a checkpoint or a bundle: what the Core ML half starts from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def from_checkpoint(
     def read(name: str) -> np.ndarray:
         return np.array(read_tensor(checkpoint, tensors[name]).astype(mx.float32)).astype(np.float64)
 
-    return {f.name: f.fold([read(s) for s in f.sources]).astype(np.float32) for f in fold_vision(config)}
+    return {f.name: f.fold([read(s) for s in f.sources]).astype(np.float32) for f in fold_vision(config, tensors)}
 
 
 def from_bundle(bundle: Bundle) -> dict[str, np.ndarray]:

@@ -111,6 +111,21 @@ def build_decoder(config: NanoConfig) -> nn.Module:
     ).float()
 
 
+def _widen(decoder: nn.Module) -> None:
+    """Draw the blocks' matrices anew so that each keeps its input's size, and all blocks together the residual's.
+
+    transformers' 0.02 is meant for a thousand channels. With 192 it took as long again to leave the start: after 100
+    steps on frozen features 15 % of the answers were exact instead of 18, after 200 28 instead of 32.
+    """
+    blocks = list(decoder.model.layers)
+    for block in blocks:
+        for name, weight in block.named_parameters():
+            if weight.ndim == 2:
+                onto_residual = name.startswith(("self_attn.o_proj", "mlp.down_proj"))
+                depth = 2 * len(blocks) if onto_residual else 1
+                nn.init.normal_(weight, std=(weight.shape[1] * depth) ** -0.5)
+
+
 class NanoVLM(nn.Module):
     """The whole model; `published_state` names its tensors as LLaVA's checkpoints do."""
 
@@ -125,6 +140,7 @@ class NanoVLM(nn.Module):
         # Five times what transformers gives it: the decoder then learns to look in half the steps. With 1.0 it
         # doesn't, as the head is the same matrix.
         nn.init.normal_(self.decoder.model.embed_tokens.weight, std=0.1)
+        _widen(self.decoder)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, N, C) features."""

@@ -126,7 +126,7 @@ def make_scene(seed: int, split: str = "train", side: int = 256, family: str | N
     return Scene(np.array(picture), questions, plan.backdrop.index, cells, inks, letters, dense_of(plan, side))
 
 
-def write_scenes(target: Path, split: str, count: int, seed: int = 0, side: int = 256) -> int:
+def write_scenes(target: Path, split: str, count: int, seed: int = 0, side: int = 256, wide: bool = False) -> int:
     """Write scenes as files.
 
     Args:
@@ -134,20 +134,22 @@ def write_scenes(target: Path, split: str, count: int, seed: int = 0, side: int 
         split: one of SPLITS.
         count: how many scenes.
         seed: of the first; the others follow.
-        side: of the pictures, in pixels.
+        side: of the pictures, in pixels; of wide ones the longer side.
+        wide: make pictures of two to one; see `nano.wide`.
 
     Returns:
         How many questions were written.
     """
     from fastvlm_mlx.files import replaced_folder
+    from nano.wide import wide_scenes
 
+    square = ((scene.image, scene.questions) for scene in (make_scene(seed + i, split, side) for i in range(count)))
     lines = []
     with replaced_folder(target) as folder:
-        for index in range(count):
-            scene = make_scene(seed + index, split, side)
+        for index, (image, questions) in enumerate(wide_scenes(split, count, seed, side) if wide else square):
             name = f"{index:04}.png"
-            Image.fromarray(scene.image).save(folder / name)
-            for question in scene.questions:
+            Image.fromarray(image).save(folder / name)
+            for question in questions:
                 line = {"image": name, "kind": question.kind, "prompt": question.prompt, "answer": question.answer}
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         (folder / "questions.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -161,9 +163,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--count", type=int, default=1000, help="scenes (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the first scene (default 0)")
-    parser.add_argument("--side", type=int, default=256, help="pixels (default 256)")
+    parser.add_argument("--side", type=int, default=256, help="pixels (default 256); of wide ones the longer side")
+    parser.add_argument("--wide", action="store_true", help="half as high as wide")
     options = parser.parse_args(arguments)
-    questions = write_scenes(options.out, options.split, options.count, options.seed, options.side)
+    questions = write_scenes(options.out, options.split, options.count, options.seed, options.side, options.wide)
     print(f"{options.out}: {options.count} pictures, {questions} questions")
 
 

@@ -11,7 +11,8 @@ from typing import Protocol
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from fastvlm_mlx.prompt import DEFAULT_SYSTEM, END, START, ask, tokenize
+from fastvlm_mlx.prompt import ask, tokenize
+from fastvlm_mlx.template import CHATML, END, START
 from fastvlm_mlx.tokenizer import Tokenizer
 from fastvlm_mlx.types import IMAGE_TOKEN_ID
 
@@ -20,7 +21,7 @@ SPECIAL = (PAD, START, END)  # ids 0, 1, 2
 MOST = 1024  # entries of the vocabulary
 RAREST = 3  # times that a word must have been seen
 SHOWN = ("reading", "describe")  # kinds of questions whose answers spell what a picture shows
-TEMPLATE = f"system\n{DEFAULT_SYSTEM}\nuser\nassistant\n"
+TEMPLATE = f"system\n{CHATML.system}\nuser\nassistant\n"
 
 
 class Question(Protocol):

@@ -45,9 +45,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--stage-steps",
         type=_numbers,
-        default=(10500, 6000, 6000),
+        default=(13000, 6000, 6000),
         metavar="A,B,C",
-        help="steps of the encoder alone, of projector and decoder, of everything (default 10500,6000,6000)",
+        help="steps of the encoder alone, of projector and decoder, of everything (default 13000,6000,6000)",
     )
     parser.add_argument("--batch", type=int, default=16, help="pictures of a step (default 16)")
     parser.add_argument("--questions", type=int, default=8, help="of a picture in a step, at most (default 8)")

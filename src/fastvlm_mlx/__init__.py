@@ -19,29 +19,37 @@ if TYPE_CHECKING:
     from fastvlm_mlx.errors import FastVLMError
     from fastvlm_mlx.loading import load
     from fastvlm_mlx.model import FastVLM
-    from fastvlm_mlx.types import GenerationResult, ImageFeatures, Piece, Timings
+    from fastvlm_mlx.types import Frame, GenerationResult, ImageFeatures, Piece, Timings
+    from fastvlm_mlx.video import read_frames
+    from fastvlm_mlx.watch import FrameAnswer
 
 __all__ = [
     "Chat",
     "FastVLM",
     "FastVLMError",
+    "Frame",
+    "FrameAnswer",
     "GenerationResult",
     "ImageFeatures",
     "Piece",
     "Timings",
     "__version__",
     "load",
+    "read_frames",
 ]
 
 _HOMES = {
     "Chat": "chat",
     "FastVLM": "model",
     "FastVLMError": "errors",
+    "Frame": "types",
+    "FrameAnswer": "watch",
     "GenerationResult": "types",
     "ImageFeatures": "types",
     "Piece": "types",
     "Timings": "types",
     "load": "loading",
+    "read_frames": "video",
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fastvlm_mlx.commands import add_common, add_debug
+from fastvlm_mlx.types import ASPECTS, FRAMES, SAMPLINGS
 from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS
 
 DEFAULT_PROMPT = "Describe the image."
@@ -57,6 +58,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "--image", action="append", default=[], metavar="FILE", help="an image, - for stdin; may be given several times"
     )
     parser.add_argument("--prompt", help=f"the question; <image> places an image (default: {DEFAULT_PROMPT})")
+    _add_video(parser)
     parser.add_argument("--stats", action="store_true", help="print where the time went to stderr")
     parser.add_argument("--json", action="store_true", help="print the whole result as one line of JSON")
     _add_model(parser)
@@ -69,6 +71,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="an image; may be given several times"
     )
+    _add_video(parser)
     parser.add_argument("--load", metavar="FILE", help="go on with a conversation that /save wrote")
     parser.add_argument(
         "--overflow",
@@ -87,6 +90,23 @@ def _add_caption(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="answers at a time (default: 8)")
     _add_model(parser)
     _add_options(parser)
+
+
+def _add_video(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "video", "Frames are shown as several images. The published weights were trained on single ones, not on videos."
+    )
+    group.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a video, an animation or a folder of frames; comes after the images; may be given several times",
+    )
+    group.add_argument("--frames", type=int, default=FRAMES, metavar="N", help=f"of each video (default: {FRAMES})")
+    group.add_argument(
+        "--sampling", choices=SAMPLINGS, default="uniform", help="evenly (default), or where the picture changes"
+    )
 
 
 def _add_models(_: argparse.ArgumentParser) -> None:
@@ -111,8 +131,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="decoder and projector")
     group.add_argument("--vision-dtype", choices=("float32", "bfloat16"), help="vision encoder")
     group.add_argument("--quantize", type=int, metavar="BITS", help="quantise the decoder after loading")
-    group.add_argument("--resolution", type=int, metavar="PX", help="image side, a multiple of 64")
-    group.add_argument("--aspect", choices=("pad", "crop", "stretch"), help="how an image becomes square")
+    group.add_argument("--resolution", type=int, metavar="PX", help="image side, a multiple of 64 (FastViT: 32)")
+    group.add_argument(
+        "--aspect", choices=ASPECTS, help="how an image becomes square, or native: its own shape, or anyres: tiles"
+    )
+    group.add_argument(
+        "--grid", metavar="CxR", help="columns and rows of the tiles, such as 2x2 (default: of the model's the best)"
+    )
     group.add_argument("--system", help="replaces the system prompt")
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from fastvlm_mlx.errors import ImageError, InputError
 from fastvlm_mlx.generation import make_chooser, make_processors, make_token_sampler, resident
-from fastvlm_mlx.image import image_list, name_of, preprocess
-from fastvlm_mlx.pictures import picture_of
+from fastvlm_mlx.image import image_list, name_of, open_image
+from fastvlm_mlx.pictures import picture_as
 from fastvlm_mlx.prompt import check_context
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.types import BATCH_SIZE
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastvlm_mlx.pictures import Picture
     from fastvlm_mlx.prompt import Span
     from fastvlm_mlx.types import GenerationOptions, GenerationResult, ImageInput, ImageInputs, Prompt
+    from fastvlm_mlx.views import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def read_requests(
     images: Sequence[ImageInputs],
     prompts: Prompt | Sequence[Prompt],
     system: str | None,
-    view: tuple[int, str],
+    view: View,
     batch_size: int = BATCH_SIZE,
 ) -> list[Request]:
     """Check all questions and identify their images, before anything is computed.
@@ -59,7 +60,7 @@ def read_requests(
         images: of each question.
         prompts: each, or one for all: a text, or token ids.
         system: replaces the default system prompt.
-        view: side in pixels and aspect.
+        view: the size and the shape of the images.
         batch_size: files of later questions are read again when their turn comes; a thousand images of 1024 px
             would hold 3 GB.
 
@@ -80,7 +81,7 @@ def read_requests(
     for number, (shown, prompt) in enumerate(zip(images, each, strict=True)):
         inputs = image_list(shown)
         clock = Clock()
-        pictures = model.open_images(inputs, *view, clock)
+        pictures = model.open_as(inputs, view, clock)
         for picture, image in zip(pictures, inputs, strict=True):
             if number >= batch_size and isinstance(image, str | PathLike) and Path(image).is_file():
                 picture.make_pixels = partial(_read_again, image, view, picture.digest)
@@ -101,16 +102,16 @@ def _prompts(prompts: Prompt | Sequence[Prompt], count: int) -> list[Prompt]:
     return cast("list[Prompt]", each)
 
 
-def _read_again(image: ImageInput, view: tuple[int, str], digest: bytes) -> np.ndarray:
+def _read_again(image: ImageInput, view: View, digest: bytes) -> np.ndarray:
     """Pixels of a file that was read before.
 
     Raises:
         ImageError: it can't be read any more, or shows something else: it would be taken for the first one.
     """
-    pixels = preprocess(image, *view)
-    if picture_of(pixels).digest != digest:
+    picture = picture_as(open_image(image), view)
+    if picture.digest != digest:
         raise ImageError(f"{name_of(image)} has changed since the batch began; ask about it again")
-    return pixels
+    return picture.make_pixels()
 
 
 def decode_together(

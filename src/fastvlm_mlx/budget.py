@@ -10,7 +10,6 @@ from functools import cache
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from fastvlm_mlx.config import DOWNSAMPLING
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.latency import QUESTION_TOKENS, Latency
 from fastvlm_mlx.measurement_cache import save_slowest, saved_measurements, saved_slowest
@@ -42,7 +41,9 @@ def apply_budget(model: FastVLM, seconds: float) -> None:
     Sizes that `fastvlm-bench` measured of this very model on this machine, or between those, aren't measured again,
     nor are those that an earlier call measured, which are kept until `fastvlm-bench` measures the same or another
     version is installed. The others are searched by halves, three questions to a size: five sizes at most of a model
-    of 1024 px. What counts is the slowest measured time. The logger "fastvlm_mlx" says at level INFO what is asked.
+    of 1024 px. What counts is the slowest measured time, of a photo of 4:3 in the model's own aspect: of one that cuts
+    images into tiles `fastvlm-bench` measures squares, so only earlier calls count. The logger "fastvlm_mlx" says at
+    level INFO what is asked.
 
     Args:
         model: loaded, its resolution the one that it was trained at; it keeps nothing of what it is asked here.
@@ -115,7 +116,7 @@ def _sides(model: FastVLM) -> list[int]:
     trained = model.resolution
     sizes: list[tuple[int, int]] | None = getattr(encoder, "sizes", None)
     if sizes is None:
-        return list(range(DOWNSAMPLING, trained + 1, DOWNSAMPLING))
+        return list(range(model.config.downsampling, trained + 1, model.config.downsampling))
     sides = [height for height, width in sizes if height == width <= trained]
     if not sides:
         there = ", ".join(f"{height} x {width}" for height, width in sizes)
@@ -130,18 +131,22 @@ def _known(model: FastVLM, sides: Sequence[int]) -> dict[int, float]:
     """Slowest milliseconds by side, of this model: the same weights in the same types, by the same encoder.
 
     Ten runs of `fastvlm-bench` count before two of an earlier load, and those before what lies between other sides.
+    Of a model that cuts images into tiles only earlier loads count: the benchmark shows it whole ones.
     """
-    curve = Latency(
+    kept = saved_slowest(model.identity)
+    asked = {side: kept[side] for side in sides if side in kept}
+    if model.config.aspect == "anyres":
+        return asked
+    measured = (
         point
         for report in saved_measurements()
         for subject, points in zip(report.subjects, report.points, strict=True)
         if subject.identity == model.identity
         for point in points
     )
+    curve = Latency(measured, model.config.downsampling)
     estimates = {side: found for side in sides if (found := curve.estimate(side, QUESTION_TOKENS))}
     known = {side: found.ttft.high for side, found in estimates.items()}
-    kept = saved_slowest(model.identity)
-    asked = {side: kept[side] for side in sides if side in kept}
     return known | asked | {side: known[side] for side, found in estimates.items() if found.measured}
 
 

@@ -158,9 +158,34 @@ class PrefixCache:
         # Now, or they would hold the caller's whole buffers; what was dropped at once is never copied.
         mx.async_eval([node.rows for node in new if _is_kept(node)])
 
+    def drop(self, keys: np.ndarray, start: int) -> None:
+        """Forget the rows of a prompt from a position on, and all that follows on them.
+
+        Args:
+            keys: of the prompt, as they were kept.
+            start: the first position to forget.
+        """
+        first = 0
+        for node, length in self._walk(keys):
+            if first + length <= start:
+                first += length
+                continue
+            if first < start:
+                head = self._split(node, start - first)
+                (node,) = head.children.values()
+            self._nbytes -= sum(gone.nbytes for gone in self._below(node))
+            assert node.parent
+            del node.parent.children[node.keys[0].tobytes()]
+            return
+
     def nodes(self) -> Iterator[Node]:
         """All nodes but the root, parents before their children."""
-        waiting = list(self._root.children.values())
+        for node in self._root.children.values():
+            yield from self._below(node)
+
+    def _below(self, node: Node) -> Iterator[Node]:
+        """A node and all that follow on it."""
+        waiting = [node]
         while waiting:
             node = waiting.pop()
             yield node

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING
 from fastvlm_mlx.bundle import MANIFEST
 from fastvlm_mlx.errors import DiskSpaceError, ImageError, InputError
 from fastvlm_mlx.manifest import Manifest
-from fastvlm_mlx.types import BATCH_SIZE, GenerationOptions
+from fastvlm_mlx.types import BATCH_SIZE, IMAGE_SUFFIXES, GenerationOptions
 
 if TYPE_CHECKING:
     from fastvlm_mlx.batch import Request
     from fastvlm_mlx.model import FastVLM
     from fastvlm_mlx.pictures import Picture
 
-SUFFIXES = frozenset([".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".png", ".tif", ".tiff", ".webp"])
 READERS = 2  # threads that decode and resize, which Pillow does without Python's lock
 _AHEAD = 2  # images that an encoder on other hardware is given before their turn
 _ANSWER = ("image", "text", "finish_reason", "tokens")  # of a line; all else tells its job
@@ -44,7 +43,8 @@ class Job:
         model_files: tells the model by what its files hold, see `files_digest`.
         system: replaces the default system prompt.
         resolution: side in pixels, None for the model's own.
-        aspect: "pad", "crop", "stretch" or None for the model's own.
+        aspect: "pad", "crop", "stretch", "native", "anyres" or None for the model's own.
+        grid: of the tiles for "anyres", None for the model's own.
         loading: arguments of `load` that decide what the model computes, such as quantize and dtype.
         options: how to decode.
     """
@@ -57,6 +57,7 @@ class Job:
     aspect: str | None = None
     loading: Mapping[str, object] = field(default_factory=dict)
     options: GenerationOptions = field(default_factory=GenerationOptions)
+    grid: str | None = None
 
     @property
     def record(self) -> dict[str, object]:
@@ -64,7 +65,7 @@ class Job:
 
         What isn't given is left out; values are what JSON has, a list for a tuple.
         """
-        names = ("prompt", "model", "model_files", "system", "resolution", "aspect")
+        names = ("prompt", "model", "model_files", "system", "resolution", "aspect", "grid")
         decoding = {f.name: getattr(self.options, f.name) for f in fields(self.options) if f.name not in _ASIDE}
         given = {name: getattr(self, name) for name in names} | dict(self.loading) | decoding
         record: dict[str, object] = json.loads(json.dumps({k: v for k, v in given.items() if v is not None}))
@@ -104,12 +105,12 @@ def find_images(folder: Path) -> list[str]:
     found = sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in IMAGE_SUFFIXES
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not found:
-        raise InputError(f"{folder} has no image; known endings are {' '.join(sorted(SUFFIXES))}")
+        raise InputError(f"{folder} has no image; known endings are {' '.join(sorted(IMAGE_SUFFIXES))}")
     return found
 
 
@@ -257,14 +258,14 @@ def _read_ahead(
     batch_size: int,
 ) -> Iterator[tuple[str, Picture]]:
     """Pictures in order, decoded in threads a little ahead of their use."""
-    vision, view = model.engine.vision, model.view(job.resolution, job.aspect)
+    vision, view = model.engine.vision, model.view(job.resolution, job.aspect, job.grid)
     waiting: deque[tuple[str, Future[Picture]]] = deque()
     rest = iter(names)
     with ThreadPoolExecutor(READERS, "fastvlm-read") as readers:
         try:
             while True:
                 for name in islice(rest, batch_size + _AHEAD - len(waiting)):
-                    waiting.append((name, readers.submit(vision.open, folder / name, *view)))
+                    waiting.append((name, readers.submit(vision.open, folder / name, view)))
                 if not waiting:
                     return
                 name, opened = waiting.popleft()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Unpack, get_args
 from fastvlm_mlx import prompt as prompts
 from fastvlm_mlx.answer import last_result
 from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.overflow import first_to_go
 from fastvlm_mlx.prompt import Span, Turn
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.types import IMAGE_TOKEN_ID, GenerationOptions, GenerationResult, OptionArgs, Piece
@@ -57,7 +58,7 @@ class Chat:
         overflow: "error" or "drop"; see `FastVLM.chat`.
         left_out: which of the exchanges, counted from 0, the latest question or picture did without, as all of them
             didn't fit; none after `undo`, `reset` and loading.
-        view: resolution and aspect of its pictures, as they were given; None is the model's.
+        view: resolution, aspect and grid of its pictures, as they were given; None is the model's.
     """
 
     def __init__(
@@ -68,16 +69,17 @@ class Chat:
         resolution: int | None = None,
         aspect: str | None = None,
         overflow: str = "error",
+        grid: str | None = None,
     ) -> None:
         if overflow not in OVERFLOWS:
             raise InputError(f"overflow must be {' or '.join(OVERFLOWS)}, got {overflow!r}")
-        model.view(resolution, aspect)  # now, not with the first picture
+        model.view(resolution, aspect, grid)  # now, not with the first picture
         self._model, self.overflow = model, overflow
-        self.view = None if resolution is None else int(resolution), aspect
-        self.system = prompts.system_turn(system)
+        self.view = None if resolution is None else int(resolution), aspect, grid
+        self.system = prompts.system_turn(system, model.template)
         self._tokenizer = model.required_tokenizer()
-        self._opening = model.tokenize(self.system) if self.system else []
-        self._turn_end = prompts.end_of_turn(self._tokenizer)
+        self._opening = model.tokenize(self.system)
+        self._turn_end = prompts.end_of_turn(self._tokenizer, model.template)
         self.exchanges: tuple[Exchange, ...] = ()
         self.unseen: tuple[Picture, ...] = ()
         self.left_out: tuple[int, ...] = ()
@@ -108,28 +110,34 @@ class Chat:
         """Of the tokenizer whose ids these are."""
         return self._tokenizer.digest
 
-    def add_image(self, image: ImageInput) -> None:
-        """Add an image, which the next question shows.
+    @property
+    def template(self) -> str:
+        """Name of the template that the turns are written in."""
+        return self._model.config.template
 
-        It is encoded and prefilled now, while that question is being thought of; under `load(prefix_cache_bytes=0)`
-        it is only read now, as there is nowhere to keep its rows.
+    def add_image(self, *images: ImageInput) -> None:
+        """Add an image, or several such as the frames of a video, which the next question shows.
+
+        They are encoded and prefilled now, while that question is being thought of; under `load(prefix_cache_bytes=0)`
+        they are only read now, as there is nowhere to keep their rows.
 
         Raises:
-            ImageError: as `FastVLM.generate`. EncoderError: the bundle has no vision weights. ContextLengthError: it
-                doesn't fit. InputError: an answer is being streamed. The conversation is then as before.
+            ImageError: as `FastVLM.generate`. EncoderError: the bundle has no vision weights. ContextLengthError: they
+                don't fit. InputError: an answer is being streamed. The conversation is then as before.
         """
         self._check_idle()
-        self.show(self._model.open_images([image], *self.view, Clock())[0])
+        resolution, aspect, grid = self.view
+        self.show(*self._model.open_images(images, resolution, aspect, Clock(), grid))
 
-    def show(self, picture: Picture) -> None:
-        """Add a picture of `FastVLM.open_images`; see `add_image`."""
+    def show(self, *pictures: Picture) -> None:
+        """Add pictures of `FastVLM.open_images`; see `add_image`."""
         self._check_idle()
-        unseen = (*self.unseen, picture)
+        if not pictures:
+            return
+        unseen = (*self.unseen, *pictures)
         opening = prompts.place_images("", len(unseen)).removesuffix("\n")
-        begun = self._model.tokenize([Turn("user", opening)])
-        begun = begun[: len(begun) - begun[::-1].index(IMAGE_TOKEN_ID)]
-        left_out, spans, pictures = self._prompt(begun, unseen, self._latest)
-        self._model.look(spans, pictures)
+        _, left_out, spans, shown = self._prompt([Turn("user", opening)], unseen, self._latest)
+        self._model.look(spans, shown)
         self.unseen, self.left_out = unseen, left_out
 
     def ask(self, question: str, **options: Unpack[OptionArgs]) -> GenerationResult:
@@ -154,8 +162,7 @@ class Chat:
         chosen = GenerationOptions(**options)
         clock = self._model.start_clock()
         question, unseen = prompts.place_images(question, len(self.unseen)), self.unseen
-        asked = self._model.tokenize([Turn("user", question), Turn("assistant", None)])
-        left_out, spans, pictures = self._prompt(asked, unseen, chosen)
+        asked, left_out, spans, pictures = self._prompt(_turns(question), unseen, chosen)
         clock.tokenize = clock.watch.lap()
         self._streaming, self._latest = True, chosen
         try:
@@ -221,24 +228,34 @@ class Chat:
             raise InputError("an answer of this chat is being streamed; read that stream to its end or close it first")
 
     def _prompt(
-        self, asked: Sequence[int], unseen: Sequence[Picture], options: GenerationOptions
-    ) -> tuple[tuple[int, ...], tuple[Span, ...], list[Picture]]:
-        """What a question is asked with: the exchanges that are left out, the positions, their pictures.
+        self, turns: Sequence[Turn], unseen: Sequence[Picture], options: GenerationOptions
+    ) -> tuple[list[int], tuple[int, ...], tuple[Span, ...], list[Picture]]:
+        """What a question is asked with: its ids, the exchanges that are left out, the positions, their pictures.
 
         Args:
-            asked: ids of the question, -200 for each picture.
+            turns: the question, or its beginning up to its last image.
             unseen: the pictures that it shows.
             options: say how much the answer needs.
         """
+        asked = here = self._tokenize(turns, first=not self.exchanges)
         left_out = self._overflowing(self._positions(asked, unseen), options)
         shown = [exchange for number, exchange in enumerate(self.exchanges) if number not in set(left_out)]
+        if self.exchanges and not shown:
+            here = self._tokenize(turns, first=True)
         pictures = [*_pictures(shown), *unseen]
-        return left_out, self._model.expand([*self._ids(shown), *asked], [p.tokens for p in pictures]), pictures
+        return asked, left_out, self._model.expand([*self._ids(shown), *here], [p.tokens for p in pictures]), pictures
+
+    def _tokenize(self, turns: Sequence[Turn], first: bool) -> list[int]:
+        """Ids of a question, or of its beginning up to its last image, as the first one or behind an answer."""
+        ids = self._model.tokenize(turns, self.system if first else [Turn("assistant", "")])
+        return ids if turns[-1].text is None else ids[: len(ids) - ids[::-1].index(IMAGE_TOKEN_ID)]
 
     def _ids(self, exchanges: Sequence[Exchange]) -> list[int]:
         ids = list(self._opening)
-        for exchange in exchanges:
-            ids += [*exchange.asked, *exchange.answered, *self._turn_end]
+        for number, exchange in enumerate(exchanges):
+            moved = number == 0 and exchange is not self.exchanges[0]  # what was before it is left out
+            asked = self._tokenize(_turns(exchange.question), first=True) if moved else exchange.asked
+            ids += [*asked, *exchange.answered, *self._turn_end]
         return ids
 
     def _overflowing(self, positions: int, options: GenerationOptions) -> tuple[int, ...]:
@@ -251,7 +268,7 @@ class Chat:
         ends = len(self._turn_end)
         sizes = [self._positions(e.asked, e.pictures) + len(e.answered) + ends for e in self.exchanges]
         illustrated = [bool(exchange.pictures) for exchange in self.exchanges]
-        return _first_to_go(sizes, illustrated, room - positions - len(self._opening))
+        return first_to_go(sizes, illustrated, room - positions - len(self._opening))
 
     def _answered(self, result: GenerationResult, options: GenerationOptions) -> tuple[int, ...]:
         """An answer's ids as they were generated, or of its text where a stop string cut it."""
@@ -259,7 +276,7 @@ class Chat:
         if not options.ignore_eos and ids[-1] in self._model.stop_ids:
             return ids[:-1]
         cut = options.stop and self._tokenizer.decode(ids) != result.text
-        return tuple(self._tokenizer.encode(result.text)) if cut else ids
+        return tuple(prompts.answer_ids(result.text, self._tokenizer, self._model.template)) if cut else ids
 
     @staticmethod
     def _positions(ids: Sequence[int], pictures: Sequence[Picture]) -> int:
@@ -270,24 +287,5 @@ def _pictures(exchanges: Sequence[Exchange]) -> list[Picture]:
     return [picture for exchange in exchanges for picture in exchange.pictures]
 
 
-def _first_to_go(sizes: Sequence[int], illustrated: Sequence[bool], room: int) -> tuple[int, ...]:
-    """Which exchanges are left out so that the others fit: the oldest, those with pictures only if they must.
-
-    Args:
-        sizes: positions of each exchange.
-        illustrated: whether it shows pictures.
-        room: positions for all of them; may be negative, then all are left out.
-    """
-    texts = [number for number, shows in enumerate(illustrated) if not shows]
-    pictured = [number for number, shows in enumerate(illustrated) if shows]
-    for gone in range(len(pictured) + 1):
-        out = pictured[:gone]
-        over = sum(sizes) - sum(sizes[number] for number in out) - room
-        for number in texts:
-            if over <= 0:
-                break
-            out.append(number)
-            over -= sizes[number]
-        if over <= 0:
-            return tuple(sorted(out))
-    return tuple(range(len(sizes)))
+def _turns(question: str) -> list[Turn]:
+    return [Turn("user", question), Turn("assistant", None)]

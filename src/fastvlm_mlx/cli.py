@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from fastvlm_mlx.files import file_at
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
-    from fastvlm_mlx.types import GenerationResult, ImageInput, OptionArgs
+    from fastvlm_mlx.types import Frame, GenerationResult, ImageInput, OptionArgs
 
 _CACHE_OPTIONS = ("kv_bits", "kv_group_size", "max_kv_size", "prefill_step_size", "num_draft_tokens")
 
@@ -76,6 +77,14 @@ def _add_draft(args: argparse.Namespace, options: OptionArgs) -> None:
         options["draft"] = load(args.draft_model, local_files_only=args.local_files_only)
 
 
+def _check_grid(args: argparse.Namespace) -> None:
+    """Raise InputError for a grid that no model could have."""
+    if args.grid is not None:
+        from fastvlm_mlx.vision.anyres import parse_grid
+
+        parse_grid(args.grid)
+
+
 def _images(names: Sequence[str]) -> list[ImageInput]:
     if names.count("-") > 1:
         raise InputError("--image - reads stdin to its end, so it can be given once only")
@@ -85,21 +94,31 @@ def _images(names: Sequence[str]) -> list[ImageInput]:
     return [sys.stdin.buffer.read() if name == "-" else name for name in names]
 
 
+def _frames(args: argparse.Namespace) -> list[Frame]:
+    """Of all videos; before a model is downloaded or loaded for nothing."""
+    if not args.video:
+        return []
+    from fastvlm_mlx.video import read_frames
+
+    return [frame for name in args.video for frame in read_frames(name, args.frames, args.sampling)]
+
+
 def _generate(args: argparse.Namespace) -> None:
     from fastvlm_mlx.answer import last_result
     from fastvlm_mlx.types import GenerationOptions
 
-    if not args.image and args.prompt is None:
-        raise InputError("give --image FILE, --prompt TEXT, or both")
+    if not args.image and not args.video and args.prompt is None:
+        raise InputError("give --image FILE, --prompt TEXT, or both; --video FILE for frames of a video")
     options = _options(args)
     GenerationOptions(**options)  # before a model is loaded for nothing
-    images = _images(args.image)
+    _check_grid(args)
+    images = [*_images(args.image), *_frames(args)]
     prompt = DEFAULT_PROMPT if args.prompt is None else args.prompt
     model = _load(args)
     _add_draft(args, options)
     if args.prefix and file_at(args.prefix).exists():
         model.load_prefix(args.prefix)
-    pieces = model.stream(images, prompt, system=args.system, aspect=args.aspect, **options)
+    pieces = model.stream(images, prompt, system=args.system, aspect=args.aspect, grid=args.grid, **options)
     if args.json:
         print(last_result(pieces).to_json())
     else:
@@ -118,28 +137,32 @@ def _show(text: str) -> None:
 def _chat(args: argparse.Namespace) -> None:
     from fastvlm_mlx.cli_chat import Terminal, read_lines
     from fastvlm_mlx.types import GenerationOptions
+    from fastvlm_mlx.video import read_frames
 
     options = _options(args)
     GenerationOptions(**options)  # before a model is loaded for nothing
-    if args.load and args.image:
-        raise InputError("--load goes on with the images of that conversation; add others with /image")
+    _check_grid(args)
+    if args.load and (args.image or args.video):
+        raise InputError("--load goes on with the images of that conversation; add others with /image or /video")
     if args.load and args.system is not None:
         raise InputError("--load goes on with the system prompt of that conversation; leave --system out")
-    images = _images(args.image)
+    images = [*_images(args.image), *_frames(args)]
     model = _load(args)
     _add_draft(args, options)
+    view = {name: getattr(args, name) for name in ("resolution", "aspect", "grid")}
     if args.load:
-        chat = model.load_chat(args.load, resolution=args.resolution, aspect=args.aspect, overflow=args.overflow)
+        chat = model.load_chat(args.load, **view, overflow=args.overflow)
     else:
-        overflow = args.overflow or "drop"
-        chat = model.chat(images, system=args.system, resolution=args.resolution, aspect=args.aspect, overflow=overflow)
-    Terminal(chat, options, format_stats, _show).run(read_lines())
+        chat = model.chat(images, system=args.system, **view, overflow=args.overflow or "drop")
+    read_video = partial(read_frames, frames=args.frames, sampling=args.sampling)
+    Terminal(chat, options, format_stats, _show, read_video).run(read_lines())
 
 
 def _caption(args: argparse.Namespace) -> None:
     from fastvlm_mlx.cli_caption import caption
     from fastvlm_mlx.types import GenerationOptions
 
+    _check_grid(args)
     caption(args, GenerationOptions(**_options(args)))
 
 

@@ -14,6 +14,7 @@ from fastvlm_mlx.bundle import CONFIG, QUANTIZED_BITS
 from fastvlm_mlx.caption import AnswerFile, Job, answer_images, files_digest, find_images, merge_parts, part_of
 from fastvlm_mlx.config import DecoderConfig, ModelConfig, check_side
 from fastvlm_mlx.errors import FastVLMError, ImageError, InputError
+from fastvlm_mlx.template import CHATML, Template, find_template
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
@@ -67,13 +68,26 @@ def caption(args: argparse.Namespace, options: GenerationOptions) -> None:
             images that can't be read. Others as `load`.
     """
     from fastvlm_mlx.hub import resolve
+    from fastvlm_mlx.views import view_of
 
     _check(args)
     folder, out, names, ranks = args.folder, args.output, find_images(args.folder), Ranks.join()
     bundle = resolve(args.model, revision=args.revision, local_files_only=args.local_files_only)
+    config = ModelConfig.from_file(Path(bundle) / CONFIG)
+    view_of(config, args.resolution or config.image_size, args.aspect, args.grid)  # before a file is made for nothing
     loading = {name: getattr(args, name) for name in _LOADING}
     files = files_digest(bundle)
-    job = Job(args.prompt, args.model or "default", files, args.system, args.resolution, args.aspect, loading, options)
+    job = Job(
+        args.prompt,
+        args.model or "default",
+        files,
+        args.system,
+        resolution=args.resolution,
+        aspect=args.aspect,
+        grid=args.grid,
+        loading=loading,
+        options=options,
+    )
     if ranks.rank == 0:
         merge_parts(out, job)
     ranks.wait()
@@ -107,20 +121,19 @@ def _load(bundle: Path, job: Job) -> FastVLM:
     """Load the model to answer each image once: it keeps the beginning of the prompt and nothing of the images."""
     from fastvlm_mlx.loading import load
 
-    room = beginning_bytes(ModelConfig.from_file(bundle / CONFIG).decoder, job)
+    config = ModelConfig.from_file(bundle / CONFIG)
+    room = beginning_bytes(config.decoder, job, find_template(config.template))
     loading: dict[str, Any] = dict(job.loading)
     return load(bundle, resolution=job.resolution, prefix_cache_bytes=room, feature_cache_bytes=0, **loading)
 
 
-def beginning_bytes(decoder: DecoderConfig, job: Job) -> int:
+def beginning_bytes(decoder: DecoderConfig, job: Job, template: Template = CHATML) -> int:
     """Most bytes that a prompt's rows take in the prefix cache up to the image.
 
     The cache drops the ends of prompts first, so what all of them begin with stays. Before the image stand the system
     prompt and, if it places the image last, the question: at most a position for each byte of them.
     """
-    from fastvlm_mlx.prompt import DEFAULT_SYSTEM
-
-    texts = (DEFAULT_SYSTEM if job.system is None else job.system) + job.prompt
+    texts = (template.system if job.system is None else job.system) + job.prompt
     positions = _TEMPLATE + len(texts.encode(errors="replace"))
     heads, head_dim = decoder.num_key_value_heads, decoder.hidden_size // decoder.num_attention_heads
     row = decoder.num_hidden_layers * 2 * heads * head_dim * 4  # keys and values, in float32 at most

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from fastvlm_mlx.answer import last_result
 from fastvlm_mlx.errors import FastVLMError, InputError
+from fastvlm_mlx.video import read_frames
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
     from fastvlm_mlx.chat import Chat
-    from fastvlm_mlx.types import GenerationResult, OptionArgs
+    from fastvlm_mlx.types import Frame, GenerationResult, OptionArgs
 
 HELP = """\
 /image FILE   show an image with the next question
+/video FILE   show frames of a video, an animation or a folder of frames with it; --frames and --sampling say which
 /undo         take back the images added since the last question, or else that question and its answer
 /reset        begin anew, with the images of the beginning
 /stats        where the time of the last answer went
@@ -33,6 +35,7 @@ class Terminal:
         options: how to decode.
         format_stats: a result's times, for people.
         show: where pieces of an answer go.
+        read_video: gives the frames of a file.
     """
 
     def __init__(
@@ -41,8 +44,10 @@ class Terminal:
         options: OptionArgs,
         format_stats: Callable[[GenerationResult], str],
         show: Callable[[str], object],
+        read_video: Callable[[str], Sequence[Frame]] = read_frames,
     ) -> None:
         self.chat, self._options, self._format_stats, self._show = chat, options, format_stats, show
+        self._read_video = read_video
         self._last: GenerationResult | None = None
 
     def run(self, lines: Iterator[str]) -> None:
@@ -82,6 +87,10 @@ class Terminal:
         if name == "image" and argument:
             self.chat.add_image(argument)
             _say(f"the next question shows {argument}")
+        elif name == "video" and argument:
+            frames = self._read_video(argument)
+            self.chat.add_image(*frames)
+            _say(f"the next question shows {len(frames)} frame{'s' * (len(frames) != 1)} of {argument}")
         elif name == "save" and argument:
             self.chat.save(argument)
             _say(f"saved to {argument}")
@@ -135,13 +144,15 @@ def read_lines() -> Iterator[str]:
 
 
 def make_session() -> PromptSession[str]:
-    """A line editor that completes commands and the files of /image."""
+    """A line editor that completes commands and the files of /image and others."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import NestedCompleter, PathCompleter
 
     names = [line.split()[0] for line in HELP.splitlines()]
     files = PathCompleter(expanduser=True)
-    completer = NestedCompleter.from_nested_dict({n: files if n in ("/image", "/save") else None for n in names})
+    completer = NestedCompleter.from_nested_dict(
+        {n: files if n in ("/image", "/video", "/save") else None for n in names}
+    )
     return PromptSession(completer=completer, complete_while_typing=False)
 
 

@@ -3,69 +3,67 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fastvlm_mlx.errors import BundleError, ConfigError, ResolutionError
+from fastvlm_mlx.errors import BundleError, ConfigError
+from fastvlm_mlx.vision_config import DOWNSAMPLING as DOWNSAMPLING
+from fastvlm_mlx.vision_config import VisionConfig as VisionConfig
+from fastvlm_mlx.vision_config import check_side as check_side
 
 FORMAT_VERSION = 1
-DOWNSAMPLING = 64  # FastViTHD: stem 4x, then four 2x patch embeddings; image pixels per token side
+PUBLISHED_SIDE = 1024  # pixels, of images
 
 _T = TypeVar("_T")
 
 
-def check_side(pixels: int) -> None:
-    """Raise ResolutionError unless an image side can be cut into whole tokens."""
-    if pixels < DOWNSAMPLING or pixels % DOWNSAMPLING:
-        below = max(pixels // DOWNSAMPLING, 1) * DOWNSAMPLING
-        raise ResolutionError(
-            f"resolution must be a multiple of {DOWNSAMPLING} pixels, got {pixels}; "
-            f"the nearest are {below} and {below + DOWNSAMPLING}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class VisionConfig:
-    """FastViTHD's shape. The published models: image_size 1024, [2,12,24,4,2], [96,192,384,768,1536]."""
-
-    image_size: int  # side the weights were trained at, pixels
-    layers: tuple[int, ...]
-    embed_dims: tuple[int, ...]
-    mlp_ratio: int = 4
-    head_dim: int = 32
-
-    @property
-    def feature_dim(self) -> int:
-        """Channels of the output: conv_exp doubles the last stage's."""
-        return 2 * self.embed_dims[-1]
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for a shape that FastViTHD can't have."""
-        if len(self.layers) != 5 or len(self.embed_dims) != 5 or min(*self.layers, *self.embed_dims) < 1:
-            raise ConfigError(
-                f"vision needs 5 positive layers and 5 positive embed_dims, got {self.layers} and {self.embed_dims}"
-            )
-        if any(dim % before for before, dim in pairwise(self.embed_dims)):
-            raise ConfigError(f"each of vision.embed_dims must be a multiple of the one before, got {self.embed_dims}")
-        if any(dim % self.head_dim for dim in self.embed_dims[3:]):
-            raise ConfigError(
-                f"vision.embed_dims of stages 4 and 5 must be multiples of head_dim {self.head_dim}, "
-                f"got {self.embed_dims[3:]}"
-            )
-        if self.image_size < DOWNSAMPLING or self.image_size % DOWNSAMPLING:
-            raise ConfigError(f"vision.image_size must be a multiple of {DOWNSAMPLING}, got {self.image_size}")
-
-
 @dataclass(frozen=True, slots=True)
 class ProjectorConfig:
-    """The MLP between encoder and decoder."""
+    """What turns the encoder's channels into the decoder's: linear layers, exact GELU between them.
+
+    Attributes:
+        input_dim: channels that come in.
+        hidden_dim: channels that go out, the decoder's.
+        kind: LLaVA's name for it: "linear", "mlpNx_gelu" for N layers, or "identity" for none.
+    """
 
     input_dim: int
     hidden_dim: int
     kind: str = "mlp2x_gelu"
+
+    @property
+    def depth(self) -> int:
+        """How many linear layers it has.
+
+        Raises:
+            ConfigError: an unknown kind.
+
+        Source: apple/ml-fastvlm 592b4ad, llava/model/multimodal_projector/builder.py.
+        """
+        for pattern, layers in _PROJECTORS.items():
+            if match := re.fullmatch(pattern, self.kind):
+                return layers(match)
+        raise ConfigError(f"projector.kind is {self.kind!r}; this version knows {PROJECTOR_KINDS}")
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for an unknown kind, and where there is no layer to make one width the other."""
+        if self.depth == 0 and self.input_dim != self.hidden_dim:
+            raise ConfigError(
+                f"an identity projector passes {self.input_dim} channels on, and the decoder takes {self.hidden_dim}; "
+                "the two must be equal"
+            )
+
+
+PROJECTOR_KINDS = "linear, mlpNx_gelu (N from 1 on), identity"
+_PROJECTORS: dict[str, Callable[[re.Match[str]], int]] = {  # how many linear layers each has
+    "linear": lambda _: 1,
+    r"mlp([1-9]\d{0,2})x_gelu": lambda match: int(match[1]),
+    "identity": lambda _: 0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +80,19 @@ class DecoderConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
     max_position_embeddings: int = 32768
-    model_type: str = "qwen2"
+    model_type: str = "qwen2"  # of fastvlm_mlx.decoder.FAMILIES
+    rope_factor: float = 1.0  # positions are divided by it before they are rotated ("linear" scaling)
+    qkv_bias: bool = True  # Qwen2's; the other two are some LLaMAs'
+    output_bias: bool = False  # attention's output projection
+    mlp_bias: bool = False
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a shape that attention can't have."""
         sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.type == "int"}
         if small := [f"{name} {size}" for name, size in sizes.items() if size < 1]:
             raise ConfigError(f"decoder sizes must be at least 1, got {', '.join(small)}")
+        if not self.rope_factor > 0:
+            raise ConfigError(f"decoder.rope_factor must be above 0, got {self.rope_factor}")
         if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"decoder heads don't divide: hidden_size {self.hidden_size}, "
@@ -124,7 +128,19 @@ class ModelConfig:
     grid_pinpoints: tuple[tuple[int, int], ...] = ()  # AnyRes: (width, height) in pixels
     patch_merge_type: str = "flat"
     quantization: QuantizationConfig | None = None
+    template: str = "chatml"  # of fastvlm_mlx.template
+    prefix_after_special: bool = True  # see fastvlm_mlx.tokenizer.Tokenizer
     format_version: int = FORMAT_VERSION
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels that the weights were trained at; the published models' where the config doesn't say."""
+        return self.vision.image_size if self.vision else PUBLISHED_SIDE
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels per token side; the published models' where the config doesn't say."""
+        return self.vision.downsampling if self.vision else DOWNSAMPLING
 
     def to_json(self) -> str:
         """The text of config.json."""

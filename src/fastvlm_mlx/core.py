@@ -11,14 +11,15 @@ from fastvlm_mlx import prompt as prompts
 from fastvlm_mlx.answer import AnswerReader, read_answer
 from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.engine import Engine
-from fastvlm_mlx.errors import PromptError
+from fastvlm_mlx.errors import ContextLengthError, PromptError
 from fastvlm_mlx.generation import resident
-from fastvlm_mlx.image import check_view
 from fastvlm_mlx.prompt import Span, Turn
 from fastvlm_mlx.speculation import check_draft, speculate
+from fastvlm_mlx.template import find_template
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.tokenizer import Tokenizer
 from fastvlm_mlx.types import GenerationOptions, Piece, Prompt
+from fastvlm_mlx.views import View, view_of
 
 if TYPE_CHECKING:
     from fastvlm_mlx.decoder import Decoder
@@ -33,11 +34,15 @@ class Core:
         config: shapes, stop ids, defaults.
         engine: the decoder, the vision encoder and what they have computed before.
         tokenizer: None for a bundle without one, which takes prompts as ids only.
-        resolution: side in pixels of the images that the encoder gets, a multiple of 64.
+        resolution: side in pixels of the images that the encoder gets, a multiple of 64 (FastViT: 32).
         weights: which ones, in which types.
 
     Attributes:
+        template: how conversations are written.
         stop_ids: tokens that end an answer.
+
+    Raises:
+        ConfigError: the config names a template that this version doesn't know.
     """
 
     def __init__(
@@ -45,9 +50,10 @@ class Core:
     ) -> None:
         self.config, self.resolution, self._weights = config, resolution, weights
         self.engine, self.tokenizer = engine, tokenizer
+        self.template = find_template(config.template)
         self.stop_ids = set(config.eos_token_ids)
         if tokenizer:
-            self.stop_ids |= tokenizer.stop_ids(prompts.STOP_TOKENS)
+            self.stop_ids |= tokenizer.stop_ids(self.template.stops)
 
     @property
     def device(self) -> str:
@@ -60,19 +66,45 @@ class Core:
         return f"{self._weights}, vision by {self.engine.vision.device}"
 
     @property
+    def prefix_identity(self) -> str:
+        """What kept rows depend on: as `identity`, but the same before and after MLX stood in for Core ML."""
+        return f"{self._weights}, vision by {self.engine.vision.intended}"
+
+    @property
     def decoder(self) -> Decoder:
         """The language model."""
         return self.engine.decoder
 
     def open_images(
-        self, images: Sequence[ImageInput], resolution: int | None, aspect: str | None, clock: Clock
+        self,
+        images: Sequence[ImageInput],
+        resolution: int | None,
+        aspect: str | None,
+        clock: Clock,
+        grid: str | None = None,
     ) -> list[Picture]:
         """Read and identify images; they are encoded when a prompt needs them.
 
         Arguments and errors as `encode_image`; the time is added to `clock`.
         """
-        side, aspect = self.view(resolution, aspect)
-        pictures = [self.engine.vision.open(image, side, aspect) for image in images]
+        return self.open_as(images, self.view(resolution, aspect, grid), clock)
+
+    def open_as(self, images: Sequence[ImageInput], view: View, clock: Clock) -> list[Picture]:
+        """`open_images` in a checked view.
+
+        Raises:
+            ContextLengthError: they fill the context; what is left of them is then not even read.
+        """
+        pictures: list[Picture] = []
+        taken, most = 0, self.config.context_length
+        for image in images:
+            pictures.append(self.engine.vision.open(image, view))
+            taken += pictures[-1].tokens
+            if taken >= most and len(images) > 1:
+                raise ContextLengthError(
+                    f"{len(pictures)} of {len(images)} images take {taken} positions, the model's context is {most}; "
+                    "show fewer, or lower the resolution"
+                )
         clock.preprocess += clock.watch.lap()
         return pictures
 
@@ -94,7 +126,7 @@ class Core:
         room = prompts.check_context(spans, self.config.context_length)
         engine, draft, most = self.engine, options.draft, min(options.max_tokens, room)
         if draft:
-            check_draft(self, draft, spans, bool(pictures))
+            check_draft(self, draft, spans, pictures)
         with resident(self.decoder):
             prompt = engine.prefill(spans, pictures, options, clock)
             if draft:
@@ -122,13 +154,13 @@ class Core:
             with resident(self.decoder):
                 self.engine.look(spans, pictures)
 
-    def tokenize(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids of a conversation in ChatML, -200 for each `<image>` of the user's turns.
+    def tokenize(self, turns: Sequence[Turn], after: Sequence[Turn] | None = None) -> list[int]:
+        """Ids of a conversation, -200 for each `<image>` of the user's turns; see `prompt.tokenize`.
 
         Raises:
             PromptError: the bundle has no tokenizer.
         """
-        return prompts.tokenize(turns, self.required_tokenizer())
+        return prompts.tokenize(turns, self.required_tokenizer(), self.template, after)
 
     def required_tokenizer(self) -> Tokenizer:
         """The tokenizer.
@@ -152,7 +184,8 @@ class Core:
     def positions(self, prompt: Prompt, image_tokens: Sequence[int], system: str | None) -> tuple[Span, ...]:
         """What stands where in a prompt, checked; arguments as in `generate`, with the tokens of each image."""
         if isinstance(prompt, str):
-            return self.expand(self.tokenize(prompts.ask(prompt, len(image_tokens), system)), image_tokens)
+            turns = prompts.ask(prompt, len(image_tokens), system, self.template)
+            return self.expand(self.tokenize(turns), image_tokens)
         if prompt is None or isinstance(prompt, bytes):
             raise PromptError(f"a prompt is a text or a list of token ids, got {type(prompt).__name__}")
         return self.expand([int(token) for token in prompt], image_tokens)
@@ -163,8 +196,6 @@ class Core:
         mx.reset_peak_memory()
         return Clock()
 
-    def view(self, resolution: int | None, aspect: str | None) -> tuple[int, str]:
-        """Side and aspect of a call, checked; the model's own where none is given."""
-        view = (self.resolution if resolution is None else resolution, aspect or self.config.aspect)
-        check_view(*view)
-        return view
+    def view(self, resolution: int | None, aspect: str | None, grid: str | None = None) -> View:
+        """Size and shape of a call's images, checked; by default the model's own. Errors as `views.view_of`."""
+        return view_of(self.config, self.resolution if resolution is None else resolution, aspect, grid)

@@ -1,16 +1,17 @@
-"""mlx-lm's Qwen2 under our config, taken apart where a prompt with images needs it."""
+"""mlx-lm's Qwen2 and LLaMA under our config, taken apart where a prompt with images needs it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, TypeAlias, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from fastvlm_mlx.config import DecoderConfig
 from fastvlm_mlx.errors import ConfigError
-from fastvlm_mlx.mlx_lm_parts import KVCache, QuantizedKVCache, RotatingKVCache, qwen2
+from fastvlm_mlx.mlx_lm_parts import KVCache, QuantizedKVCache, RotatingKVCache, llama, qwen2
 
 LayerCache: TypeAlias = KVCache | QuantizedKVCache | RotatingKVCache  # keys and values of one block
 
@@ -75,29 +76,57 @@ class Decoder:
         return self.head(self._backbone(inputs, cache))
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Decoders that one of mlx-lm's modules computes.
+
+    Attributes:
+        build: makes the module of a config.
+        biases: what it can have of (`qkv_bias`, `output_bias`, `mlp_bias`).
+    """
+
+    build: Callable[[DecoderConfig], nn.Module]
+    biases: tuple[tuple[bool, bool, bool], ...]
+
+
+def _sizes(config: DecoderConfig) -> dict[str, Any]:
+    """The arguments that both of mlx-lm's modules have."""
+    names = (
+        "model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "rms_norm_eps",
+        "vocab_size", "num_key_value_heads", "max_position_embeddings", "rope_theta", "tie_word_embeddings",
+    )  # fmt: skip
+    scaling = {"type": "linear", "factor": config.rope_factor} if config.rope_factor != 1 else None
+    return {name: getattr(config, name) for name in names} | {"rope_scaling": scaling}
+
+
 def _qwen2(config: DecoderConfig) -> nn.Module:
-    return qwen2.Model(
-        qwen2.ModelArgs(
-            model_type=config.model_type,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            intermediate_size=config.intermediate_size,
-            num_attention_heads=config.num_attention_heads,
-            rms_norm_eps=config.rms_norm_eps,
-            vocab_size=config.vocab_size,
-            num_key_value_heads=config.num_key_value_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            rope_theta=config.rope_theta,
-            tie_word_embeddings=config.tie_word_embeddings,
-        )
+    return qwen2.Model(qwen2.ModelArgs(**_sizes(config)))
+
+
+def _llama(config: DecoderConfig) -> nn.Module:
+    return llama.Model(
+        llama.ModelArgs(**_sizes(config), attention_bias=config.qkv_bias, mlp_bias=config.mlp_bias),
     )
 
 
-FAMILIES = {"qwen2": _qwen2}
+FAMILIES: Mapping[str, Family] = {
+    "qwen2": Family(_qwen2, ((True, False, False),)),  # Qwen2 and Qwen2.5
+    "llama": Family(_llama, tuple((qkv, qkv, mlp) for qkv in (False, True) for mlp in (False, True))),  # Vicuna
+}
 
 
 def build_network(config: DecoderConfig) -> nn.Module:
-    """mlx-lm's model of a family, with weights still to be loaded (MLX makes none of them before)."""
+    """mlx-lm's model of a family, with weights still to be loaded (MLX makes none of them before).
+
+    Raises:
+        ConfigError: an unknown family, or biases that its module doesn't have.
+    """
     if config.model_type not in FAMILIES:
         raise ConfigError(f"decoder.model_type is {config.model_type!r}; this version knows {', '.join(FAMILIES)}")
-    return FAMILIES[config.model_type](config)
+    family, biases = FAMILIES[config.model_type], (config.qkv_bias, config.output_bias, config.mlp_bias)
+    if biases not in family.biases:
+        raise ConfigError(
+            f"decoder.qkv_bias, output_bias and mlp_bias are {biases}; {config.model_type} has one of "
+            f"{', '.join(map(str, family.biases))}"
+        )
+    return family.build(config)

@@ -4,7 +4,7 @@ FastVLMError
 ├── InputError               an argument or a file of the caller's
 │   ├── ImageError           not an image, unreadable, or too large to decode
 │   ├── PromptError          placeholders and images differ, no tokenizer, an id out of range
-│   ├── ResolutionError      not a multiple of 64, or unknown to the encoder
+│   ├── ResolutionError      not a multiple of 64 (FastViT: 32), or unknown to the encoder
 │   └── ContextLengthError   prompt longer than the model's context
 ├── ConfigError              a config.json with unknown, missing or impossible values
 ├── WeightsError             tensors missing, unexpected or of another shape (one error lists all)

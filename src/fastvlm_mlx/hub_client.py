@@ -12,7 +12,7 @@ from fastvlm_mlx.errors import BundleError, HubError
 APPLE_LICENCE = "apple-amlr"
 _TIMEOUT_S = 30.0
 _PACKAGES = ("vision.mlpackage/", "fastvithd.mlpackage/")  # a bundle's, and Apple's own
-_SMALL_FILES = r".*\.json|merges\.txt|(?i:licen[sc]e|notice).*"
+_SMALL_FILES = r".*\.json|merges\.txt|tokenizer\.model|(?i:licen[sc]e|notice).*"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,15 +16,16 @@ from typing import IO, TYPE_CHECKING, cast
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fastvlm_mlx.config import check_side
+from fastvlm_mlx.config import DOWNSAMPLING, check_side
 from fastvlm_mlx.errors import ImageError, InputError
-from fastvlm_mlx.types import ASPECTS
+from fastvlm_mlx.types import ASPECTS, Frame
 
 if TYPE_CHECKING:
     from fastvlm_mlx.types import ImageInput, ImageInputs
 
 MAX_PIXELS = 500_000_000  # the official code's limit; Pillow's own refuses 200-megapixel phones
 MAX_SIDE = 65_536  # pixels; pictures of one row and a million columns have no use and cost gigabytes
+LARGER_BY = 1.02  # a side that aspect "native" takes for a multiple of 64, to what is left of it
 _BAND_ROWS = 512  # rows of the padded square that exist at a time
 _OPENING = threading.Lock()
 _BICUBIC = Image.Resampling.BICUBIC
@@ -34,34 +35,70 @@ def preprocess(image: ImageInput, resolution: int = 1024, aspect: str = "pad") -
     """Load an image and bring it to the encoder's size.
 
     Args:
-        image: path, bytes, binary file object, PIL image, or (H, W, 3) uint8 RGB array. EXIF orientation is
+        image: path, bytes, binary file object, PIL image, (H, W, 3) uint8 RGB array, or Frame. EXIF orientation is
             applied, transparency composited on white, 16-bit gray scaled to 8, the first frame of an
             animation taken.
-        resolution: side of the result in pixels, a multiple of 64.
+        resolution: side of the result in pixels, a multiple of 64, or of 32 for FastViT; for "native" its longer side.
         aspect: "pad" to a black square (the official predict.py, bit for bit), "crop" the centre after
-            resizing the shortest edge (the published model card, Apple's app), or "stretch".
+            resizing the shortest edge (the published model card, Apple's app), "stretch", or "native": the
+            picture's own shape, as far as multiples of 64 have it (no published model was trained for it).
 
     Returns:
-        (S, S, 3) uint8, RGB, row-major.
+        (S, S, 3) uint8, RGB, row-major; for "native" (H, W, 3), see `native_size`.
 
     Raises:
         ImageError: missing, unreadable, no image, above 65,536 px a side or 500 megapixels.
-        ResolutionError: not a multiple of 64.
-        InputError: unknown aspect.
+        ResolutionError: a multiple of neither.
+        InputError: unknown aspect, or "anyres", which makes several squares; see `vision.anyres.cut`.
     """
     check_view(resolution, aspect)
+    if aspect == "anyres":
+        raise InputError("one square is made here, and aspect 'anyres' makes tiles; use vision.anyres.cut, or a model")
     return fit(open_image(image), resolution, aspect)
 
 
-def fit(picture: Image.Image, resolution: int, aspect: str) -> np.ndarray:
-    """Bring an upright RGB picture to the encoder's size; arguments as `preprocess`, checked already."""
-    shape = {"pad": _pad, "crop": _crop, "stretch": _stretch}[aspect]
-    return np.asarray(shape(picture, resolution))
+def fit(picture: Image.Image, resolution: int, aspect: str, downsampling: int = DOWNSAMPLING) -> np.ndarray:
+    """Bring an upright RGB picture to the encoder's size.
+
+    Args:
+        picture: what `open_image` gives.
+        resolution: as `preprocess`, checked already.
+        aspect: likewise.
+        downsampling: pixels per side of a position, which "native" makes whole.
+    """
+    if aspect == "native":
+        return np.asarray(_native(picture, native_size(picture.size, resolution, downsampling)))
+    return np.asarray({"pad": _pad, "crop": _crop, "stretch": _stretch}[aspect](picture, resolution))
 
 
-def check_view(resolution: int, aspect: str) -> None:
-    """Raise ResolutionError or InputError unless images can be brought to this size in this way."""
-    check_side(resolution)
+def native_size(size: tuple[int, int], longest: int, downsampling: int = DOWNSAMPLING) -> tuple[int, int]:
+    """The size that aspect "native" gives a picture.
+
+    Its longer side is `longest`, so that it is seen as large as in a padded square; the other one is what the picture's
+    shape asks for, up to the next whole position. Down to the one before where that makes it at most 2 % smaller: a
+    row of positions for a few lines is dear. So none of the positions is all black.
+
+    Args:
+        size: (width, height) of the picture in pixels.
+        longest: in pixels, a multiple of `downsampling`.
+        downsampling: pixels per side of a position.
+
+    Returns:
+        (width, height) in pixels.
+    """
+    across, down = (_whole(longest * side / max(size), downsampling) for side in size)
+    return across, down
+
+
+def _whole(pixels: float, downsampling: int) -> int:
+    """A side in whole positions."""
+    below = int(pixels // downsampling) * downsampling
+    return below if below * LARGER_BY >= pixels else below + downsampling
+
+
+def check_view(resolution: int, aspect: str, downsampling: int | None = None) -> None:
+    """Raise ResolutionError or InputError unless images can be brought to this size in this way; see `check_side`."""
+    check_side(resolution, downsampling)
     if aspect not in ASPECTS:
         raise InputError(f"aspect must be one of {', '.join(ASPECTS)}, got {aspect!r}")
 
@@ -77,6 +114,8 @@ def image_list(images: ImageInputs) -> list[ImageInput]:
 
 def open_image(image: ImageInput) -> Image.Image:
     """Decode any accepted input to an upright 8-bit RGB picture; errors as `preprocess`."""
+    if isinstance(image, Frame):
+        image = image.image
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, Image.Image):
@@ -181,6 +220,19 @@ def _from_deep_gray(picture: Image.Image, name: str) -> Image.Image:
 
 def _stretch(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((side, side), _BICUBIC)
+
+
+def _native(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """As large as it fits into its size without another shape, centred on black: less than half a position a side."""
+    width, height = size
+    scale = min(width / picture.width, height / picture.height)
+    fitted = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
+    resized = picture.resize(fitted, _BICUBIC)
+    if fitted == (width, height):
+        return resized
+    canvas = Image.new("RGB", (width, height))
+    canvas.paste(resized, ((width - fitted[0]) // 2, (height - fitted[1]) // 2))
+    return canvas
 
 
 def _crop(picture: Image.Image, side: int) -> Image.Image:

@@ -50,13 +50,14 @@ class Grid:
         """How many the encoder sees."""
         return self.columns * self.rows + 1
 
-    def tokens(self, side: int) -> int:
+    def tokens(self, side: int, downsampling: int = DOWNSAMPLING) -> int:
         """Positions, at most: where tiles are padding, "spatial_unpad" leaves it out.
 
         Args:
             side: of a tile in pixels.
+            downsampling: pixels per side of a position.
         """
-        n = side // DOWNSAMPLING
+        n = side // downsampling
         return n * n + self.rows * n * (self.columns * n + self.line_breaks)
 
 
@@ -72,11 +73,13 @@ class Latency:
     Args:
         points: of `fastvlm-bench`; a later one replaces an earlier one of the same question, whose memory stays known
             where the later one doesn't say.
+        downsampling: pixels per side of a position.
     """
 
-    def __init__(self, points: Iterable[Point]) -> None:
+    def __init__(self, points: Iterable[Point], downsampling: int = DOWNSAMPLING) -> None:
+        self._downsampling = downsampling
         # A square picture's; of tiles only the model's own grid would tell what they are.
-        plain = [p for p in points if p.image_tokens == (p.resolution // DOWNSAMPLING) ** 2]
+        plain = [p for p in points if p.image_tokens == (p.resolution // downsampling) ** 2]
         self._points: dict[tuple[int, int], Point] = {}
         for p in plain:
             before = self._points.get((p.resolution, p.text_tokens))
@@ -100,7 +103,7 @@ class Latency:
         """A question about one picture.
 
         Args:
-            resolution: side in pixels, a multiple of 64.
+            resolution: side in pixels, a multiple of the downsampling.
             text_tokens: positions around the image.
 
         Returns:
@@ -108,7 +111,7 @@ class Latency:
         """
         if point := self._points.get((resolution, text_tokens)):
             return Estimate(point.ttft, True, point.peak_bytes)
-        tokens = (resolution // DOWNSAMPLING) ** 2
+        tokens = (resolution // self._downsampling) ** 2
         ttft = self._sum(tokens, 1, tokens + text_tokens)
         return Estimate(ttft, False, self._peak_bytes(tokens, tokens + text_tokens)) if ttft else None
 
@@ -123,8 +126,8 @@ class Latency:
         Returns:
             Interpolated; None outside of what was measured.
         """
-        tokens = (side // DOWNSAMPLING) ** 2
-        ttft = self._sum(tokens, grid.pictures, grid.tokens(side) + text_tokens)
+        tokens = (side // self._downsampling) ** 2
+        ttft = self._sum(tokens, grid.pictures, grid.tokens(side, self._downsampling) + text_tokens)
         return Estimate(ttft, False, None) if ttft else None
 
     def _sum(self, tokens: int, pictures: int, positions: int) -> Times | None:
@@ -164,4 +167,4 @@ def latencies(reports: Iterable[Report]) -> dict[Subject, Latency]:
     for report in reports:
         for subject, found in zip(report.subjects, report.points, strict=True):
             points.setdefault(subject, []).extend(found)
-    return {subject: Latency(found) for subject, found in points.items()}
+    return {subject: Latency(found, subject.downsampling) for subject, found in points.items()}

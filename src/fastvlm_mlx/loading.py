@@ -64,14 +64,14 @@ def load(
             package and this machine runs it, else MLX, on a Mac with a warning.
         compute_units: where Core ML may run: "CPU_AND_NE" (leaves the GPU to MLX), "ALL", "CPU_AND_GPU" or
             "CPU_ONLY".
-        resolution: side in pixels of the images that the encoder gets, a multiple of 64; default what the
-            model was trained at. Each call may choose another.
+        resolution: side in pixels of the images that the encoder gets, a multiple of 64 (FastViT: 32); default what
+            the model was trained at. Each call may choose another.
         quantize: 2, 3, 4, 5, 6 or 8: quantise the decoder to that many bits after loading.
         dtype: "float32", "bfloat16" or "float16" for decoder and projector; default as stored on a GPU and
             float32 on a CPU, whose other matmuls are many times slower. On a CPU quantised matrices are
             unpacked too, for the same reason: their values stay the quantised ones.
-        vision_dtype: "float32" or "bfloat16" for FastViTHD (float16 would overflow); default bfloat16 on a
-            GPU, float32 on a CPU.
+        vision_dtype: "float32" or "bfloat16" for the vision encoder (float16 would overflow); default bfloat16 on
+            a GPU, float32 on a CPU.
         revision: commit or branch on the hub.
         local_files_only: never go to the network.
         prefix_cache_bytes: most memory for what was computed of earlier prompts and answers; 0 keeps none.
@@ -79,7 +79,7 @@ def load(
         warm: answer a question about a black image now, so that the first of yours waits for nothing to be loaded.
         ttft_budget: seconds to the first token of a short question about one image, instead of `resolution`: the
             largest one within it, as measured by `fastvlm-bench`, by an earlier load or else now, which is logged
-            by "fastvlm_mlx" and kept; see `budget.apply_budget`.
+            by "fastvlm_mlx" and kept; of a photo of 4:3 in the model's own aspect. See `budget.apply_budget`.
 
     Raises:
         BundleError, ConfigError, WeightsError: the bundle can't be used. HubError: the hub can't.
@@ -141,14 +141,16 @@ def assemble(
     from fastvlm_mlx.tokenizer import Tokenizer
 
     config = bundle.config
-    side = resolution if resolution is not None else config.vision.image_size if config.vision else 1024
-    check_side(side)
+    side = resolution if resolution is not None else config.image_size
+    check_side(side, config.downsampling)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     vision_kept = _dtype(vision_dtype) or (mx.float32 if on_cpu else mx.bfloat16)
     encoder = _load_encoder(bundle, vision, vision_kept, compute_units, runtime)
     kept = _dtype(dtype) or (mx.float32 if on_cpu else None)
     projector, network = _load_language(bundle, quantize, kept, on_cpu if unpack is None else unpack)
-    tokenizer = Tokenizer(bundle.path / TOKENIZER) if bundle.has(TOKENIZER) else None
+    tokenizer = None
+    if bundle.has(TOKENIZER):
+        tokenizer = Tokenizer(bundle.path / TOKENIZER, config.prefix_after_special)
     decoder = Decoder(network, config.decoder, tokenizer.size if tokenizer else None)
     prefix_bytes, feature_bytes = cache_bytes
     engine = Engine(decoder, Vision(encoder, projector, feature_bytes), PrefixCache(prefix_bytes))
@@ -219,17 +221,18 @@ def _open_package(
     if not required and not (bundle.has(PACKAGE) and (runtime or sys.platform == "darwin")):
         return None
     try:
-        return CoreMLVisionEncoder(bundle.path / PACKAGE, runtime or AppleRuntime(), compute_units)
+        package, downsampling = bundle.path / PACKAGE, bundle.config.downsampling
+        return CoreMLVisionEncoder(package, runtime or AppleRuntime(), compute_units, downsampling)
     except (BundleError, EncoderError) as exc:
         if required:
             raise
         if bundle.config.vision is not None:
-            warnings.warn(f"FastViTHD runs in MLX: {exc}", stacklevel=4)
+            warnings.warn(f"the vision encoder runs in MLX: {exc}", stacklevel=4)
         return None
 
 
 def load_mlx_encoder(bundle: Bundle, dtype: mx.Dtype) -> Encoder:
-    """FastViTHD in MLX, on MLX's default device.
+    """The vision encoder in MLX, on MLX's default device.
 
     Args:
         bundle: an open bundle.

@@ -19,6 +19,15 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """A fine-tuned adapter that was merged into the weights; `files` maps each file read to its SHA-256."""
+
+    id: str
+    files: dict[str, str]
+    changes: str
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where the weights came from; `files` maps each file read to its SHA-256."""
 
@@ -26,6 +35,12 @@ class Source:
     layout: str
     files: dict[str, str]
     revision: str | None = None
+    adapter: AdapterRecord | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call the model."""
+        return f"{self.id} with {self.adapter.id}" if self.adapter else self.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.files import file_at
+from fastvlm_mlx.vision_config import DOWNSAMPLING
 
 FORMAT_VERSION = 2  # of the reports that this reads
 _NUMBER = (int, float)
@@ -48,7 +49,7 @@ class Point:
         image_tokens: positions that the image takes.
         positions: of the whole prompt.
         ttft: from the call to the first token.
-        vision: FastViTHD's part of that.
+        vision: the vision encoder's part of that.
         prefill: the decoder's.
         peak_bytes: most memory that MLX held; None where the report doesn't say, as of models that were loaded
             together.
@@ -84,6 +85,7 @@ class Subject:
         image_size: side in pixels that it was trained at; None where the report doesn't say.
         grid_pinpoints: AnyRes: (width, height) in pixels of the grids that it was trained for.
         patch_merge_type: AnyRes: how tiles become positions.
+        downsampling: pixels per side of a position.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Subject:
     image_size: int | None = None
     grid_pinpoints: tuple[tuple[int, int], ...] = ()
     patch_merge_type: str = "flat"
+    downsampling: int = DOWNSAMPLING
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +209,8 @@ def _subject(table: _Table) -> Subject:
         more["identity"] = table.get("identity", str)
     if table.has("image_size"):
         more["image_size"] = table.whole("image_size")
+    if table.has("downsampling"):  # older reports are of FastViTHD
+        more["downsampling"] = table.whole("downsampling") or DOWNSAMPLING
     if table.has("patch_merge_type"):
         more["patch_merge_type"] = table.get("patch_merge_type", str)
     if table.has("grid_pinpoints"):

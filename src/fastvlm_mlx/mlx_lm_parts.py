@@ -42,7 +42,7 @@ def _register() -> None:
 
 _register()
 
-from mlx_lm.models import qwen2  # noqa: E402
+from mlx_lm.models import llama, qwen2  # noqa: E402
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache  # noqa: E402
 from mlx_lm.sample_utils import make_logits_processors, make_sampler  # noqa: E402
 
@@ -50,6 +50,7 @@ __all__ = [
     "KVCache",
     "QuantizedKVCache",
     "RotatingKVCache",
+    "llama",
     "make_logits_processors",
     "make_sampler",
     "qwen2",

@@ -17,13 +17,18 @@ import numpy as np
 from fastvlm_mlx.cache import DIGEST_BYTES
 from fastvlm_mlx.config import DOWNSAMPLING
 from fastvlm_mlx.errors import EncoderError, ImageError
-from fastvlm_mlx.image import file_of, fit, name_of, open_bytes, preprocess
+from fastvlm_mlx.image import file_of, name_of, open_bytes, open_image
 from fastvlm_mlx.types import ImageFeatures
+from fastvlm_mlx.vision.anyres import merge
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from fastvlm_mlx.projector import MLPProjector
     from fastvlm_mlx.timing import Clock
     from fastvlm_mlx.types import ImageInput
+    from fastvlm_mlx.views import View
+    from fastvlm_mlx.vision.anyres import Layout
     from fastvlm_mlx.vision.base import Encoder
 
 _LARGEST_FILE = 256 << 20  # bytes that are read to tell a file by its content; of larger ones Pillow reads a part
@@ -35,26 +40,56 @@ class Picture:
     """An image of a prompt.
 
     Attributes:
-        digest: DIGEST_BYTES that stand for the preprocessed pixels, size included.
-        size: (height, width) of the preprocessed image in pixels.
-        make_pixels: makes them, where they weren't needed for the digest.
+        digest: DIGEST_BYTES that stand for the preprocessed pixels, size and layout included.
+        size: (height, width) in pixels of the preprocessed image, or of the grid that it was cut into.
+        make_pixels: makes them, where they weren't needed for the digest: (H, W, 3) uint8, or (T, S, S, 3) of tiles.
+        layout: how it was cut into tiles, None where it wasn't.
+        downsampling: pixels per side of a position.
         begun: waits for its features, once the encoder has begun.
     """
 
     digest: bytes
     size: tuple[int, int]
     make_pixels: Callable[[], np.ndarray] = field(repr=False)
+    layout: Layout | None = None
+    downsampling: int = DOWNSAMPLING
     begun: Callable[[], mx.array] | None = field(default=None, repr=False)
 
     @property
     def tokens(self) -> int:
         """Positions that it takes in a prompt."""
-        return (self.size[0] // DOWNSAMPLING) * (self.size[1] // DOWNSAMPLING)
+        if self.layout:
+            return self.layout.tokens
+        return (self.size[0] // self.downsampling) * (self.size[1] // self.downsampling)
+
+    @property
+    def needs_newline(self) -> bool:
+        """Whether only a projector with AnyRes' line break can embed it."""
+        return self.layout is not None and self.layout.merge == "spatial_unpad"
+
+    def batch(self) -> np.ndarray:
+        """(B, H, W, 3) uint8 for the encoder: one image, or all tiles."""
+        pixels = self.make_pixels()
+        return pixels if self.layout else pixels[None]
 
 
-def picture_of(pixels: np.ndarray) -> Picture:
-    """A picture of preprocessed (H, W, 3) uint8 pixels."""
-    return Picture(_digest(pixels.tobytes(), pixels.shape), (pixels.shape[0], pixels.shape[1]), lambda: pixels)
+def picture_of(pixels: np.ndarray, layout: Layout | None = None, downsampling: int = DOWNSAMPLING) -> Picture:
+    """A picture of preprocessed pixels.
+
+    Args:
+        pixels: (H, W, 3) uint8, or (T, S, S, 3) of tiles.
+        layout: of the tiles.
+        downsampling: pixels per side of a position, where there is no layout to say it.
+    """
+    if layout:  # in the digest as well: the same tiles give other positions where they are merged in another way
+        return Picture(_digest(pixels.tobytes(), pixels.shape, layout), layout.pixels, lambda: pixels, layout)
+    size = pixels.shape[0], pixels.shape[1]
+    return Picture(_digest(pixels.tobytes(), pixels.shape), size, lambda: pixels, downsampling=downsampling)
+
+
+def picture_as(picture: Image.Image, view: View) -> Picture:
+    """An upright RGB picture in the size and the shape of a view."""
+    return picture_of(view.pixels(picture), view.layout(picture.size), view.downsampling)
 
 
 def _digest(data: bytes, *more: object) -> bytes:
@@ -93,6 +128,10 @@ class FeatureCache:
         while size > self.max_bytes:
             size -= _nbytes(self._kept.popitem(last=False)[1])
 
+    def drop(self, digest: bytes) -> None:
+        """Forget a picture's features, if they are kept."""
+        self._kept.pop(digest, None)
+
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()
@@ -106,17 +145,21 @@ class Vision:
     """Everything from an image input to what the decoder sees of it.
 
     Args:
-        encoder: runs FastViTHD; None for a bundle without vision weights.
+        encoder: the vision encoder; None for a bundle without vision weights.
         projector: features to embeddings.
         cache_bytes: of features that are kept for later; 0 keeps none.
+
+    Attributes:
+        intended: what `device` was at first: the encoder that was asked for, before one stood in for it.
     """
 
     def __init__(self, encoder: Encoder | None, projector: MLPProjector, cache_bytes: int) -> None:
         self.encoder, self.projector = encoder, projector
+        self.intended = self.device
         self.cache = FeatureCache(cache_bytes)
         self._lock = threading.Lock()  # `open` may be called from threads that read ahead
-        # Digest and size of a picture by its file, side and aspect.
-        self._sources: OrderedDict[bytes, tuple[bytes, tuple[int, int]]] = OrderedDict()
+        # Digest, size and layout of a picture by its file and view.
+        self._sources: OrderedDict[bytes, tuple[bytes, tuple[int, int], Layout | None]] = OrderedDict()
 
     @property
     def device(self) -> str:
@@ -134,8 +177,12 @@ class Vision:
         """Whether it encodes on other hardware than MLX's, so that both can work at once."""
         return bool(self.encoder and self.encoder.runs_beside)
 
-    def open(self, image: ImageInput, side: int, aspect: str) -> Picture:
+    def open(self, image: ImageInput, view: View) -> Picture:
         """Identify an image; decodes and resizes it unless the same file was seen before.
+
+        Args:
+            image: as in `image.preprocess`.
+            view: of `views.view_of`.
 
         Raises:
             ImageError: as `image.preprocess`. EncoderError: the bundle has no vision weights.
@@ -147,17 +194,20 @@ class Vision:
             )
         data = _bytes_of(image) if self.cache.max_bytes else None
         if data is None:
-            return picture_of(preprocess(image, side, aspect))
-        name, source = name_of(image), _digest(data, side, aspect)
+            return picture_as(open_image(image), view)
+        name, source = name_of(image), _digest(data, view)
         with self._lock:
             known = self._sources.get(source)
             if known:
                 self._sources.move_to_end(source)
         if known:
-            return Picture(*known, lambda: fit(open_bytes(data, name), side, aspect))
-        found = picture_of(fit(open_bytes(data, name), side, aspect))
+            digest, size, layout = known
+            return Picture(
+                digest, size, lambda: view.pixels(open_bytes(data, name)), layout, downsampling=view.downsampling
+            )
+        found = picture_as(open_bytes(data, name), view)
         with self._lock:
-            self._sources[source] = found.digest, found.size
+            self._sources[source] = found.digest, found.size, found.layout
             if len(self._sources) > _KNOWN_SOURCES:
                 self._sources.popitem(last=False)
         return found
@@ -166,7 +216,7 @@ class Vision:
         """Start to encode a picture whose features aren't known; `features` waits for them."""
         if picture.begun is None and self.cache.get(picture.digest) is None:
             assert self.encoder
-            picture.begun = self.encoder.begin(picture.make_pixels()[None])
+            picture.begun = self.encoder.begin(picture.batch())
 
     def features(self, picture: Picture, clock: Clock) -> ImageFeatures:
         """A picture's features and embeddings, evaluated; each stage's time is added to the clock."""
@@ -174,17 +224,18 @@ class Vision:
         if kept:
             return kept
         if picture.begun is None:
-            pixels = picture.make_pixels()
+            pixels = picture.batch()
             clock.preprocess += clock.watch.lap()
             assert self.encoder
-            picture.begun = self.encoder.begin(pixels[None])
+            picture.begun = self.encoder.begin(pixels)
         features, picture.begun = picture.begun(), None
         mx.eval(features)
         clock.vision += clock.watch.lap()
-        embeddings = self.projector(features)
+        embeddings, layout = self.projector(features), picture.layout
+        embeddings = merge(embeddings, layout, self.projector.newline) if layout else embeddings[0]
         mx.eval(embeddings)
         clock.projector += clock.watch.lap()
-        found = ImageFeatures(features[0], embeddings[0], picture.size)
+        found = ImageFeatures(features if layout else features[0], embeddings, picture.size)
         self.cache.put(picture.digest, found)
         return found
 

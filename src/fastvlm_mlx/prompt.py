@@ -1,9 +1,8 @@
-"""From a question to positions: ChatML, image placeholders, and what each position of the decoder holds.
+"""From a question to positions: its template, image placeholders, and what each position of the decoder holds.
 
 An image is expanded to its tokens before anything else looks at the prompt, so that lengths, caches and
 counts all speak of positions.
-Source of the template: apple/ml-fastvlm 592b4ad, llava/conversation.py (`qwen_2`) and llava/mm_utils.py
-(`tokenizer_image_token`).
+Source of how texts around images are tokenised: apple/ml-fastvlm 592b4ad, llava/mm_utils.py (`tokenizer_image_token`).
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from fastvlm_mlx.errors import ContextLengthError, PromptError
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.template import CHATML, Part, Special, Template
+from fastvlm_mlx.tokenizer import Place, Tokenizer
 from fastvlm_mlx.types import IMAGE_TOKEN_ID
 
-DEFAULT_SYSTEM = "You are a helpful assistant."
 PLACEHOLDER = "<image>"
-START, END = "<|im_start|>", "<|im_end|>"
-STOP_TOKENS = (END, "<|endoftext|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +51,7 @@ class ImageSpan:
 Span: TypeAlias = TextSpan | ImageSpan
 
 
-def ask(question: str, images: int, system: str | None = None) -> list[Turn]:
+def ask(question: str, images: int, system: str | None = None, template: Template = CHATML) -> list[Turn]:
     """The turns of a single question.
 
     Args:
@@ -62,16 +59,17 @@ def ask(question: str, images: int, system: str | None = None) -> list[Turn]:
             line of its own.
         images: how many images there are.
         system: replaces the default system prompt; "" leaves the system turn out.
+        template: has the default.
 
     Raises:
         PromptError: as many `<image>` as images are needed, or none.
     """
-    return [*system_turn(system), Turn("user", place_images(question, images)), Turn("assistant", None)]
+    return [*system_turn(system, template), Turn("user", place_images(question, images)), Turn("assistant", None)]
 
 
-def system_turn(system: str | None) -> list[Turn]:
+def system_turn(system: str | None, template: Template = CHATML) -> list[Turn]:
     """The system turn, if there is to be one."""
-    text = DEFAULT_SYSTEM if system is None else system
+    text = template.system if system is None else system
     return [Turn("system", text)] if text else []
 
 
@@ -92,39 +90,106 @@ def _count_message(found: int, images: int) -> str:
     )
 
 
-def tokenize(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
-    """Ids of a conversation in ChatML, -200 for each image.
+def tokenize(
+    turns: Sequence[Turn], tokenizer: Tokenizer, template: Template = CHATML, after: Sequence[Turn] | None = None
+) -> list[int]:
+    """Ids of a conversation, or of its next turns, -200 for each image.
 
-    Special tokens come from the template only: text that spells one is tokenised as text. Text between them
-    is tokenised in one piece with the role line, as the official code does, so that merges are the same.
+    Special tokens come from the template only: text that spells one is tokenised as text. Text between them and
+    between images is tokenised in one piece with what the template puts around it, as the official code does, so that
+    merges are the same.
+
+    Args:
+        turns: what is said.
+        tokenizer: of the model.
+        template: how it is written.
+        after: the turns before these, whose ids are known; none of them where only the template's beginning is known.
+            None begins a prompt.
     """
-    start, end = tokenizer.special_id(START), tokenizer.special_id(END)
-    ids: list[int] = []
-    pending = ""  # text since the last special token
-
-    def flush(images: bool = False) -> None:
-        nonlocal pending
-        chunks = pending.split(PLACEHOLDER) if images else [pending]
-        for i, chunk in enumerate(chunks):
-            ids.extend(([IMAGE_TOKEN_ID] if i else []) + (tokenizer.encode(chunk) if chunk else []))
-        pending = ""
-
+    writer = _Writer(tokenizer)
+    if after is None:
+        writer.begin(template.begin)
+    elif after:
+        writer.go_on(template.turns[after[-1].role].after, template.turns[after[-1].role].then)
     for turn in turns:
-        flush()
-        ids.append(start)
-        pending = f"{turn.role}\n"
+        style = template.turns[turn.role]
+        writer.write(style.before)
         if turn.text is not None:
-            pending += turn.text
-            flush(images=turn.role == "user")  # an answer that spells <image> shows none
-            ids.append(end)
-            pending = "\n"
-    flush()
-    return ids
+            writer.say(style.lead * bool(turn.text) + turn.text, images=turn.role == "user")
+            writer.write(style.after)
+            writer.join(style.then)
+    return writer.finish()
 
 
-def end_of_turn(tokenizer: Tokenizer) -> list[int]:
-    """Ids between a turn's text and the next turn."""
-    return [tokenizer.special_id(END), *tokenizer.encode("\n")]
+class _Writer:
+    """Collects text until a special token or an image ends it, and turns it into ids then."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._pending = ""  # text since then
+        self._place: Place = "start"  # where that stands
+        self._joint = ""  # before further text
+
+    def begin(self, parts: Sequence[Special]) -> None:
+        """Before everything; a text behind it still begins the prompt."""
+        self._ids += [self._tokenizer.special_id(part.token) for part in parts]
+
+    def go_on(self, parts: Sequence[Part], joint: str) -> None:
+        """Behind a turn that ended with these parts."""
+        self._place = "special" if parts and isinstance(parts[-1], Special) else "text"
+        self._joint = joint
+
+    def write(self, parts: Sequence[Part]) -> None:
+        """What the template puts somewhere."""
+        for part in parts:
+            if isinstance(part, Special):
+                self._flush("special")
+                self._ids.append(self._tokenizer.special_id(part.token))
+            else:
+                self._add(part)
+
+    def say(self, text: str, images: bool) -> None:
+        """What somebody says; an answer that spells <image> shows none."""
+        first, *rest = text.split(PLACEHOLDER) if images else [text]
+        self._add(first)
+        for chunk in rest:
+            self._flush("start")
+            self._ids.append(IMAGE_TOKEN_ID)
+            self._add(chunk)
+
+    def join(self, text: str) -> None:
+        """Put text before whatever comes next, if anything does."""
+        self._joint = text
+
+    def finish(self) -> list[int]:
+        """All ids; what would join another turn is left out."""
+        self._joint = ""
+        self._flush("start")
+        return self._ids
+
+    def _add(self, text: str) -> None:
+        self._pending, self._joint = self._pending + self._joint + text, ""
+
+    def _flush(self, place: Place) -> None:
+        self._add("")
+        if self._pending:
+            self._ids += self._tokenizer.encode(self._pending, self._place)
+        self._pending, self._place = "", place
+
+
+def end_of_turn(tokenizer: Tokenizer, template: Template = CHATML) -> list[int]:
+    """Ids between an answer's text and the next turn."""
+    writer = _Writer(tokenizer)
+    writer.go_on((), "")
+    writer.write(template.turns["assistant"].after)
+    return writer.finish()
+
+
+def answer_ids(text: str, tokenizer: Tokenizer, template: Template = CHATML) -> list[int]:
+    """Ids of an answer's text behind its question."""
+    lead = template.turns["assistant"].lead if text else ""
+    return tokenizer.encode(lead + text, "text")
 
 
 def expand(ids: Sequence[int], image_tokens: Sequence[int], vocab_size: int) -> tuple[Span, ...]:

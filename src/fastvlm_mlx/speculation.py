@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from fastvlm_mlx.errors import EncoderError, InputError
+from fastvlm_mlx.errors import ConfigError, EncoderError, InputError
 from fastvlm_mlx.generation import make_chooser, make_token_sampler
 from fastvlm_mlx.prompt import TextSpan, check_context
 from fastvlm_mlx.timing import Clock
+from fastvlm_mlx.vision.anyres import NO_NEWLINE
 
 if TYPE_CHECKING:
     from fastvlm_mlx.core import Core
@@ -22,26 +23,34 @@ if TYPE_CHECKING:
     from fastvlm_mlx.types import Draft, GenerationOptions
 
 
-def check_draft(model: Core, draft: Draft, spans: Sequence[Span], shows: bool) -> None:
+def check_draft(model: Core, draft: Draft, spans: Sequence[Span], pictures: Sequence[Picture]) -> None:
     """Check that a draft can propose, before anything is computed.
 
     Args:
         model: decides.
         draft: proposes.
         spans: the prompt.
-        shows: whether it has images.
+        pictures: its images.
 
     Raises:
-        InputError: the two mean different things by an id. EncoderError: there are images and the draft has no
-            encoder. ContextLengthError: the prompt is too long for the draft.
+        InputError: the two mean different things by an id, or make other positions of an image. EncoderError: there
+            are images and the draft has no encoder. ContextLengthError: the prompt is too long for the draft.
+            ConfigError: images are in tiles that it can't merge.
     """
     if model.tokenizer is None or draft.tokenizer is None or not model.tokenizer.same_as(draft.tokenizer):
         raise InputError("a draft needs the same tokenizer as the model; choose a smaller model of the same family")
-    if shows and draft.engine.vision.encoder is None:
+    if pictures and draft.engine.vision.encoder is None:
         raise EncoderError(
             "the draft has no vision weights for MLX and the prompt shows an image; convert the draft from its "
             "PyTorch checkpoint, or leave it out"
         )
+    if pictures and draft.config.downsampling != model.config.downsampling:
+        raise InputError(
+            f"the draft makes a position of {draft.config.downsampling} pixels a side, the model of "
+            f"{model.config.downsampling}; choose a draft with the same kind of vision encoder"
+        )
+    if any(picture.needs_newline for picture in pictures) and draft.engine.vision.projector.newline is None:
+        raise ConfigError(f"the draft can't see these images: {NO_NEWLINE}; or leave the draft out")
     check_context(spans, draft.config.context_length)
     known = draft.config.decoder.vocab_size
     largest = max((token for span in spans if isinstance(span, TextSpan) for token in span.ids), default=0)

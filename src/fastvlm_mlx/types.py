@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, get_args
@@ -15,14 +15,34 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    ImageInput: TypeAlias = str | PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray
-    ImageInputs: TypeAlias = ImageInput | Sequence[ImageInput] | None
 
-Aspect: TypeAlias = Literal["pad", "crop", "stretch"]
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A picture of a video; it can stand wherever an image can.
+
+    Attributes:
+        image: RGB, upright.
+        time: seconds since the video's first frame, None where they aren't known.
+    """
+
+    image: Image.Image
+    time: float | None = None
+
+
+if TYPE_CHECKING:
+    ImageInput: TypeAlias = str | PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray | Frame
+    ImageInputs: TypeAlias = ImageInput | Sequence[ImageInput] | None
+    FrameSource: TypeAlias = str | PathLike[str] | bytes | IO[bytes] | Iterable[ImageInput]
+
+Aspect: TypeAlias = Literal["pad", "crop", "stretch", "native", "anyres"]
 FinishReason: TypeAlias = Literal["stop", "length"]
 Prompt: TypeAlias = str | Sequence[int]
+Sampling: TypeAlias = Literal["uniform", "scene"]
 
 ASPECTS: tuple[str, ...] = get_args(Aspect)
+FRAMES = 8  # of a video that are shown
+IMAGE_SUFFIXES = frozenset([".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".png", ".tif", ".tiff", ".webp"])
+SAMPLINGS: tuple[str, ...] = get_args(Sampling)
 BATCH_SIZE = 8  # answers that are decoded together
 PREFILL_STEP = 2048  # positions per pass: attention scores of longer ones take much memory
 KV_BITS = (2, 3, 4, 6, 8)
@@ -163,7 +183,7 @@ class Timings:
     """
 
     preprocess: float = 0.0  # decode, orient, resize
-    vision: float = 0.0  # FastViTHD
+    vision: float = 0.0  # the vision encoder
     projector: float = 0.0
     tokenize: float = 0.0  # text to ids to positions
     prefill: float = 0.0  # one decoder pass over the prompt, head on the last row
@@ -227,9 +247,11 @@ class ImageFeatures:
     """What the decoder sees of one image.
 
     Attributes:
-        features: (N, C), FastViTHD's output, N = tokens, row-major over the image.
-        embeddings: (N, hidden), after the projector.
-        size: (height, width) of the preprocessed image in pixels.
+        features: (N, C), the vision encoder's output, N = tokens, row-major over the image. Of an image in tiles
+            (T, N, C), the whole image first, then the tiles row by row.
+        embeddings: (N, hidden), after the projector. Of an image in tiles (P, hidden), merged: P positions in the order
+            in which they stand in a prompt.
+        size: (height, width) in pixels of the preprocessed image, or of the grid that it was cut into.
     """
 
     features: mx.array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from fastvlm_bench.accuracy import Answer, Question, Score, ask_all, format_scores, read_questions, score
 from fastvlm_bench.cli import main
+from fastvlm_mlx import FastVLM
 from fastvlm_mlx.errors import InputError
 from support.seeded import SPEAKING
 
@@ -56,6 +58,31 @@ def test_answers_are_those_of_generate_and_each_image_is_encoded_once(folder, sp
     for answer in answers:
         right = speaking_model.generate(answer.question.image, answer.question.prompt, max_tokens=64)
         assert answer.said == right.text
+
+
+def test_another_view_of_the_images(folder, default_model, tmp_path):
+    """Wide ones in their own shape."""
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 128, 3), np.uint8)).save(folder / name)
+    out = tmp_path / "out.json"
+    options = ["--resolution", "128", "--aspect", "native", "--limit", "1", "--vision", "mlx"]
+    assert main(["accuracy", str(folder), *options, "--json", str(out)]) == 0
+    data = json.loads(out.read_text())
+    assert (data["resolution"], data["aspect"]) == (128, "native")
+    right = default_model.generate(
+        folder / "a.png", "What colour is it?", resolution=128, aspect="native", max_tokens=64
+    )
+    assert data["answers"][0]["said"] == right.text
+    assert right.image_tokens == 2
+
+
+def test_tiles_of_the_images(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(FastVLM, "generate", lambda *_, **options: asked.append(options) or SimpleNamespace(text=""))
+    options = ["--aspect", "anyres", "--grid", "2x1", "--limit", "1", "--vision", "mlx", "--json", str(folder / "o")]
+    assert main(["accuracy", str(folder), *options]) == 0
+    assert (asked[0]["aspect"], asked[0]["grid"], asked[0]["resolution"]) == ("anyres", "2x1", None)
+    assert json.loads((folder / "o").read_text())["grid"] == "2x1"
 
 
 def test_exact_match_by_kind():

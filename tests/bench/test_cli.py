@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fastvlm_bench.cli import main
+from support.imports import exit_and_heavy
 
 FEW = ["--runs", "1", "--warmup", "0", "--max-tokens", "2", "--no-load", "--no-roofline"]
 HEAVY = ("mlx", "mlx_lm", "numpy", "PIL", "matplotlib", "transformers", "torch")
@@ -44,6 +45,8 @@ def test_resolutions_to_table_and_json(capsys, tiny, tmp_path):
         "warmup": 1,
         "prompt_tokens": 24,
         "max_tokens": 4,
+        "aspect": None,
+        "grid": None,
     }
     assert [run["resolution"] for run in data["runs"]] == [64, 128, 128, 64, 128, 64, 64, 128]
     assert [run["warmup"] for run in data["runs"]] == [True] * 2 + [False] * 6
@@ -148,15 +151,7 @@ def test_bad_usage(capsys, argv):
 
 @pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["--resolution", "1000"], 2)])
 def test_arguments_are_read_before_anything_heavy_is_imported(argv, code):
-    script = (
-        f"import sys; sys.path[:] = {sys.path!r}\n"
-        "from fastvlm_bench.cli import main\n"
-        f"try:\n    code = main({argv!r})\n"
-        "except SystemExit as exc:\n    code = exc.code\n"
-        f"print(code, [name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == f"{code} []"
+    assert exit_and_heavy(argv, HEAVY) == f"{code} []"
 
 
 def test_the_package_can_be_run_as_a_module():

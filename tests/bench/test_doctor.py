@@ -18,6 +18,7 @@ from fastvlm_bench.doctor.diagnosis import diagnose
 from fastvlm_bench.doctor.plan import Plan
 from fastvlm_mlx import hub
 from support.doctor import MLXRuntime, SickRuntime, add_package, no_reason, open_deadly_plan, open_fake_plan, too_old
+from support.imports import exit_and_heavy
 
 NAMES = [
     "machine",
@@ -216,15 +217,7 @@ def test_bad_input_is_one_sentence(capsys, argv, part):
 
 @pytest.mark.parametrize(("argv", "code"), [(["doctor", "--help"], 0), (["doctor", "--runs", "0"], 2)])
 def test_arguments_are_read_before_anything_heavy_is_imported(argv, code):
-    script = (
-        f"import sys; sys.path[:] = {sys.path!r}\n"
-        "from fastvlm_bench.cli import main\n"
-        f"try:\n    code = main({argv!r})\n"
-        "except SystemExit as exc:\n    code = exc.code\n"
-        f"print(code, [name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == f"{code} []"
+    assert exit_and_heavy(argv, HEAVY) == f"{code} []"
 
 
 def test_a_package_of_the_converters(bundle, checkpoint, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from fastvlm_bench import front
 from fastvlm_bench.front import (
     Budget,
     Choice,
@@ -12,11 +11,8 @@ from fastvlm_bench.front import (
     candidates,
     judge,
     published_accuracy,
-    runs_grids,
     trained_side,
 )
-from fastvlm_mlx.errors import InputError
-from fastvlm_mlx.image import check_view
 from fastvlm_mlx.latency import Estimate, Grid, latencies
 from fastvlm_mlx.measurements import Subject, Times, parse_report
 from support.reports import point, report, subject
@@ -190,22 +186,7 @@ def test_memory_counts_between_too():
     assert (448, "") not in offered(89, points=points, memory=10**9 - 1)
 
 
-def test_grids_are_not_offered_before_fastvlm_runs_them():
-    pinpoints = subject(size=None, image_size=64, grid_pinpoints=[[128, 64]])
-    points = [point(0, 64, 10, 25), point(0, 192, 50, 33)]
-    assert offered(1000, pinpoints, points) == {(64, ""): True, (192, ""): True}
-
-
-def test_fastvlm_says_whether_it_runs_them():
-    if runs_grids():
-        check_view(64, "anyres")
-    else:
-        with pytest.raises(InputError, match="aspect"):
-            check_view(64, "anyres")
-
-
-def test_grids_are_offered_where_the_config_has_them(monkeypatch):
-    monkeypatch.setattr(front, "ASPECTS", ("pad", "anyres"))
+def test_grids_are_offered_where_the_config_has_them():
     pinpoints = subject(size=None, image_size=64, grid_pinpoints=[[128, 64], [192, 192]])
     points = [point(0, 64, 10, 25), point(0, 192, 50, 33)]
     # 2 x 1 tiles: 27 positions; 3 x 3: 34, and 33 were measured.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,6 +12,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from fastvlm_bench.layers import Storage, count_parameters, decoder_layers, projector_layers, vision_layers
+from fastvlm_bench.seeded_model import model_config as seeded_config
+from fastvlm_bench.sizes import published_size
 from fastvlm_mlx.config import ProjectorConfig
 from fastvlm_mlx.decoder import Decoder, build_network
 from fastvlm_mlx.errors import InputError
@@ -139,6 +142,29 @@ def test_parameters_of_the_published_half_billion():
         "decoder": 494_032_768,  # as Qwen2-0.5B's card counts them
     }
     assert "vision" not in count_parameters(model_config(vision=None))
+
+
+@pytest.mark.parametrize("biases", [{}, {"qkv_bias": True, "output_bias": True}, {"mlp_bias": True}])
+def test_parameters_of_llama(biases):
+    decoder = replace(decoder_config(tied=False), **{"model_type": "llama", "qkv_bias": False} | biases)
+    assert count_parameters(replace(model_config(), decoder=decoder))["decoder"] == size(build_network(decoder))
+
+
+def test_parameters_of_vicuna():
+    config = seeded_config("vicuna-7b")
+    assert count_parameters(config)["decoder"] == 6_738_415_616  # as LLaMA-7B's and Llama-2-7B's cards count them
+    assert size(build_network(config.decoder)) == 6_738_415_616
+    assert (published_size(config), config.context_length) == ("vicuna-7b", 4096)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp1x_gelu", "mlp3x_gelu", "identity"])
+def test_parameters_of_projectors(kind):
+    config = ProjectorConfig(128, 128, kind)
+    module, storage = MLPProjector(config), Storage.of(MLPProjector(config))
+    layers = list(projector_layers(config, 6))
+    assert sum(layer.parameters for layer in layers) == size(module)
+    assert [layer.name for layer in layers] == sorted(dict(module.children()))
+    assert sum(layer.moved_bytes(storage) for layer in layers) == 4 * (size(module) + len(layers) * 2 * 6 * 128)
 
 
 @pytest.fixture

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import mlx.core as mx
 import pytest
 
 from fastvlm_bench import measure
 from fastvlm_bench.layers import Storage
 from fastvlm_bench.peaks import Peaks
+from fastvlm_bench.report import to_json
 from fastvlm_bench.roofline import Work, stage_work
 from fastvlm_bench.runner import FIGURES, Plan, Summary
 from fastvlm_bench.stats import Spread
 from fastvlm_bench.subjects import Choice
+from fastvlm_bench.tables import format_report
+from fastvlm_mlx.errors import InputError
 
 ON_CPU = mx.default_device() == mx.Device(mx.cpu)
 FEW = Plan((64,), runs=1, warmup=0, max_tokens=3)
@@ -79,3 +85,29 @@ def test_a_report_says_where_and_of_what(model):
     figures = report.summary[0].figures
     for stage, tokens in (("vision", 1), ("prefill", 1), ("decode", 2)):
         assert shares[stage].share == pytest.approx(shares[stage].limit_ms / figures[f"{stage}_ms"].median * tokens)
+
+
+@pytest.mark.parametrize(
+    ("shape", "image", "tokens"),
+    [
+        ({"aspect": "anyres", "grid": "2x1"}, "2x1 tiles of: synthetic photo, ", 3),
+        ({"aspect": "native"}, "the own shape of: synthetic photo, ", 1),
+        ({"aspect": "crop"}, "synthetic photo, ", 1),
+    ],
+)
+def test_other_shapes_of_the_photo(shape, image, tokens):
+    """What tiles have to do isn't counted, so they have no share; a report of them says so."""
+    plan = dataclasses.replace(FEW, **shape)
+    report = measure.measure([Choice(size="tiny")], plan, None, load=False, roofline=True)
+    assert report.image.startswith(image)
+    assert report.summary[0].image_tokens == tokens
+    assert bool(report.rooflines) == (shape["aspect"] == "crop")
+    data = json.loads(to_json(report))
+    assert data["plan"]["aspect"] == shape["aspect"]
+    assert "share of this machine" in format_report(report) or not report.rooflines
+
+
+def test_a_grid_that_a_model_lacks():
+    plan = dataclasses.replace(FEW, aspect="anyres")
+    with pytest.raises(InputError, match="has no grids of its own"):
+        measure.measure([Choice(size="tiny")], plan, None, load=False, roofline=False)

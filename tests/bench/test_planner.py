@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from fastvlm_bench import front
 from fastvlm_bench.cli import main
 from fastvlm_bench.planner import parse_memory, parse_time
 from fastvlm_mlx.errors import InputError
@@ -189,6 +188,13 @@ def test_what_was_measured_here(capsys):
     assert len(rows(capsys.readouterr().out)) == 4
 
 
+def test_a_report_of_tiles(capsys, saved):
+    """1,280 positions at 1024 px: the times of something else."""
+    path = saved(SUBJECTS[:1], [point(0, 1024, 500, 300) | {"image_tokens": 1280, "prompt_tokens": 1304}])
+    assert main(["plan", "--ttft", "1s", "--from", path]) == 2
+    assert "was measured of tiles or of an image's own shape" in capsys.readouterr().err
+
+
 def test_several_reports(capsys, saved):
     first = saved(SUBJECTS[:1], POINTS[:1], "a.json", date="2026-11-22T10:00:00+00:00")
     second = saved(SUBJECTS[:1], [point(0, 256, 1, 1), POINTS[1]], "b.json")
@@ -226,19 +232,7 @@ def test_no_question_of_that_length(capsys, saved):
     assert "questions of 5000 text tokens; choose another --prompt-tokens" in capsys.readouterr().err
 
 
-def test_grids_that_cannot_be_run_yet(capsys, saved):
-    tiled = [subject(None, name=name, image_size=64, grid_pinpoints=[[128, 64]]) for name in ("one", "two")]
-    points = [point(index, side, 10, side) for index in (0, 1) for side in (64, 192)]
-    assert main(["plan", "--ttft", "1s", "--from", saved(tiled, points), "--all"]) == 0
-    out = capsys.readouterr().out
-    assert {row.split(" ")[4] for row in rows(out)[1:]} == {"-"}
-    assert out.count("grids aren't run by this version") == 1
-    assert "left out:   pictures in tiles (AnyRes): grids aren't run by this version" in out
-    assert out.count("left out") == 1
-
-
-def test_grids(capsys, saved, monkeypatch):
-    monkeypatch.setattr(front, "ASPECTS", ("pad", "anyres"))
+def test_grids(capsys, saved):
     tiled = subject(None, image_size=64, grid_pinpoints=[[128, 64], [192, 192]], patch_merge_type="flat")
     points = [point(0, 64, 10, 25, rest=1), point(0, 192, 50, 33, rest=1)]
     assert main(["plan", "--ttft", "1s", "--from", saved([tiled], points)]) == 0
@@ -246,7 +240,6 @@ def test_grids(capsys, saved, monkeypatch):
     # 3 pictures of 64 px and 27 positions.
     assert "mine full mlx 64 2x1 60.0 60.0-60.0 interpolated -" in rows(out)
     assert "in 3x3 tiles: takes 34 positions at 64 px, measured are up to 33" in out
-    assert "aren't run" not in out
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from fastvlm_bench import runner
-from fastvlm_bench.runner import FIGURES, Plan, Questions, prompt_ids, run_plan, sample_photo, summarise
+from fastvlm_bench.photo import PHOTO_SIZE, sample_photo
+from fastvlm_bench.runner import FIGURES, Plan, Questions, prompt_ids, run_plan, summarise
 from fastvlm_mlx import load
 from fastvlm_mlx.errors import InputError, ResolutionError
 from fastvlm_mlx.types import GenerationResult, Timings
@@ -122,6 +123,51 @@ def test_a_case_comes_as_often_after_its_one_neighbour_as_after_the_other(count)
     assert {runner.turn(cases, index)[0] for index in range(2 * count)} == set(cases)
 
 
+class Shaped:
+    """A model of which only the question is looked at."""
+
+    def __init__(self, aspect):
+        self.config = SimpleNamespace(aspect=aspect, decoder=SimpleNamespace(vocab_size=100))
+        self.asked = []
+
+    def generate(self, image, ids, **options):
+        self.asked.append((options["resolution"], options["aspect"], options["grid"]))
+
+
+@pytest.mark.parametrize(
+    ("own", "plan", "asked"),
+    [
+        ("pad", {}, (None, None)),
+        ("crop", {}, (None, None)),
+        ("anyres", {}, ("pad", None)),  # a square, whose work is known
+        ("native", {}, ("pad", None)),
+        ("anyres", {"aspect": "anyres"}, ("anyres", None)),
+        ("pad", {"aspect": "anyres", "grid": "2x1"}, ("anyres", "2x1")),
+        ("anyres", {"aspect": "native"}, ("native", None)),
+    ],
+)
+def test_the_shape_of_the_photo(own, plan, asked):
+    model = Shaped(own)
+    questions = Questions(model, "photo", Plan((64,), **plan))
+    questions.first(64)
+    questions.second(64)
+    assert model.asked == [(64, *asked)] * 2
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"aspect": "squash"}, "--aspect must be one of pad, crop, stretch, native, anyres, got 'squash'"),
+        ({"grid": "2x2"}, "--grid is for --aspect anyres"),
+        ({"grid": "2x2", "aspect": "native"}, "--grid is for --aspect anyres"),
+        ({"grid": "two", "aspect": "anyres"}, "grid must be COLUMNSxROWS"),
+    ],
+)
+def test_bad_shapes(plan, message):
+    with pytest.raises(InputError, match=message):
+        Plan((64,), **plan)
+
+
 def test_memory_is_without_the_other_models():
     model = FakeModel()
     model.others_bytes = 96
@@ -193,7 +239,7 @@ def test_the_photo_is_the_same_each_time_and_not_flat():
     data = sample_photo()
     assert sample_photo() == data
     with Image.open(io.BytesIO(data)) as picture:
-        assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", runner.PHOTO_SIZE)
+        assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", PHOTO_SIZE)
         pixels = np.asarray(picture).astype(float)
     # As in a photo: much contrast over the picture, little between neighbours, and some of it left.
     assert pixels.std() > 30

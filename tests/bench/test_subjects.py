@@ -13,7 +13,8 @@ from fastvlm_bench import subjects
 from fastvlm_bench.layers import count_parameters
 from fastvlm_bench.loads import cold_load, warm_loads
 from fastvlm_bench.memory import weights_bytes
-from fastvlm_bench.runner import Plan, Questions, sample_photo
+from fastvlm_bench.photo import sample_photo
+from fastvlm_bench.runner import Plan, Questions
 from fastvlm_bench.seeded_model import build, model_config
 from fastvlm_bench.sizes import SIZES, published_size
 from fastvlm_bench.subjects import Choice, Subject, check_resolutions, choices, load_subject, open_choices
@@ -44,7 +45,7 @@ def test_every_combination_in_order():
 @pytest.mark.parametrize(
     ("wrong", "part"),
     [
-        ({"size": "3b"}, "--size must be of 0.5b, 1.5b, 7b, tiny, got '3b'"),
+        ({"size": "3b"}, "--size must be of 0.5b, 1.5b, 7b, vicuna-7b, tiny, got '3b'"),
         ({"bits": 7}, "--q-bits must be of 2, 3, 4, 5, 6, 8 or none, got 7"),
         ({"vision": "abacus"}, "--vision must be of auto, mlx, coreml"),
         ({"compute_units": "GPU"}, "--compute-units must be of CPU_AND_NE"),
@@ -224,4 +225,4 @@ def test_the_first_of_the_warm_loads_is_not_one(bundle):
 
 
 def test_all_sizes_can_be_named():
-    assert list(SIZES) == ["0.5b", "1.5b", "7b", "tiny"]
+    assert list(SIZES) == ["0.5b", "1.5b", "7b", "vicuna-7b", "tiny"]

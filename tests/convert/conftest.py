@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_convert import verify, vision_package
+from fastvlm_convert import export, verify, vision_package
 from fastvlm_convert.cli import main
 from fastvlm_convert.coreml_vision import PackageOptions, Size, convert_package
 from fastvlm_convert.gates import Subject
 from fastvlm_convert.ranges import Ranges
 from support.folded import folded_vision
+from support.tokenizers import with_tokenizer
 from support.wrong_packages import SQUARE, WIDE
 
 
@@ -38,7 +39,7 @@ def subject(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPath
 def _without_core_ml() -> Iterator[None]:
     """On a Mac too: what Core ML itself makes of a package is for the tests marked `apple`."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (vision_package, verify):
+        for module in (vision_package, verify, export):
             patch.setattr(module, "core_ml", lambda: None)
         yield
 
@@ -50,3 +51,16 @@ def converted(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPa
     argv = [str(checkpoint("tiny")), "-o", str(target), "--resolutions", "128,256,128x192", "--verify"]
     assert main(argv) == 0
     return target
+
+
+@pytest.fixture(scope="session")
+def worded(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Preset -> its checkpoint with a tokenizer that has a place for `<image>`; don't change it."""
+    made: dict[str, Path] = {}
+
+    def get(preset: str) -> Path:
+        if preset not in made:
+            made[preset] = with_tokenizer(checkpoint(preset), tmp_path_factory.mktemp("sources") / preset)
+        return made[preset]
+
+    return get

@@ -19,6 +19,7 @@ from fastvlm_convert.pipeline import convert
 from fastvlm_mlx import load
 from fastvlm_mlx.bundle import Bundle, read_tensors
 from fastvlm_mlx.config import ModelConfig
+from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.image import preprocess
 from fastvlm_mlx.loading import assemble
 from support.layouts import to_apple_mlx, to_mlx_vlm, to_transformers
@@ -92,6 +93,20 @@ def test_the_context_of_the_config_ends_the_answer(checkpoint, tmp_path):
 def test_aspect(checkpoint, value, aspect):
     """process_images of the official code: "pad" pads, and anything unknown is CLIP's centre crop."""
     assert read(changed(config_of(checkpoint("tiny")), {"image_aspect_ratio": value})).aspect == aspect
+
+
+@pytest.mark.parametrize("written", [[[256, 512], [512, 256]], "[(256, 512), (512, 256),]", "[[256,512],[512,256]]"])
+def test_anyres_with_grids(checkpoint, written):
+    """Lists, or text, as LLaVA's training writes them."""
+    config = config_of(checkpoint("tiny"))
+    found = read(changed(config, {"image_aspect_ratio": "anyres", "image_grid_pinpoints": written}))
+    assert (found.aspect, found.grid_pinpoints) == ("anyres", ((256, 512), (512, 256)))
+
+
+@pytest.mark.parametrize("written", [[256, 512], "2x2", [[256]], 7, [[256.9, 512]], "[(1e999, 256)]", "[("])
+def test_grids_that_are_none(checkpoint, written):
+    with pytest.raises(CheckpointError, match="expected pairs of width and height in pixels"):
+        read(changed(config_of(checkpoint("tiny")), {"image_grid_pinpoints": written}))
 
 
 def test_aspect_of_transformers(nested):

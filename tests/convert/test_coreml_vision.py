@@ -205,7 +205,7 @@ def test_sizes():
     [
         ({"attention": "flash"}, "--attention must be one of batched, split, sdpa"),
         ({"bits": 4}, "--vision-bits must be 16 or 8"),
-        ({"min_target": "macOS13"}, "--min-target must be one of macOS14, macOS15"),
+        ({"min_target": "macOS12"}, "--min-target must be one of macOS13, macOS14, macOS15"),
         ({"min_target": "macOS14"}, "need --min-target macOS15"),
         ({"sizes": ()}, "at least one size"),
         ({"sizes": (Size(64, 64), Size(64, 64))}, "none twice"),

@@ -14,6 +14,7 @@ import pytest
 from fastvlm_convert import mlx_weights
 from fastvlm_convert.pipeline import Options, convert
 from fastvlm_mlx import files
+from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.errors import CheckpointError, DiskSpaceError, FastVLMError, InputError, WeightsError
 from support.layouts import to_bin_shards, to_mlx_vlm, to_sharded
 
@@ -98,15 +99,26 @@ def test_a_bin_shard_that_runs_code_is_refused(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llava_llama"}, "model_type is 'llava_llama', expected one of llava_qwen2, fast_vlm"),
+        (
+            {"model_type": "llava_mpt"},
+            "model_type is 'llava_mpt', expected one of llava_qwen2, llava_llama, llava, fast_vlm",
+        ),
         ({"model_type": ...}, "model_type is None"),
         ({"hidden_size": ...}, "lacks 'hidden_size'"),
         (
             {"mm_projector_type": "resampler"},
-            "mm_projector_type is 'resampler'; this version knows 'mlp2x_gelu'",
+            "mm_projector_type: projector.kind is 'resampler'; this version knows linear, mlpNx_gelu .*, identity",
         ),
-        ({"mm_vision_tower": "openai/clip-vit"}, "expected mobileclip_l_SIDE"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling is .*yarn.*knows nothing"),
+        (
+            {"mm_vision_tower": "openai/clip-vit"},
+            r"this version knows mobileclip_l_SIDE \(FastViTHD\), mobileclip_s0_SIDE \(MCi0\)",
+        ),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling is of type 'yarn'; this version knows default, linear"),
+        ({"head_dim": 64}, "head_dim is 64; this version knows 32"),
+        (
+            {"mm_projector_type": "identity"},
+            "mm_projector_type: an identity projector passes 512 channels on, and the decoder takes 128",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"mm_hidden_size": 3072}, r"mm_hidden_size is 3072, FastViTHD of .* gives 512"),
@@ -207,9 +219,23 @@ def test_a_target_without_the_right_to_write(source, tmp_path):
         convert(source, tmp_path / "file" / "bundle")
 
 
-def test_anyres_is_warned_about(checkpoint, tmp_path):
-    warnings = convert(checkpoint("tiny-newline"), tmp_path / "bundle").warnings
-    assert any("AnyRes" in warning and "padded instead" in warning for warning in warnings)
+def test_anyres_without_grids_is_warned_about(checkpoint, tmp_path):
+    source = shutil.copytree(checkpoint("tiny-newline"), tmp_path / "source")
+    assert not any("AnyRes" in warning for warning in convert(source, tmp_path / "bundle").warnings)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"image_grid_pinpoints": None}))
+    warnings = convert(source, tmp_path / "other").warnings
+    assert any("AnyRes tiles and names no grid: images are padded" in warning for warning in warnings)
+
+
+def test_anyres_that_can_not_be_run_is_warned_about(checkpoint, tmp_path):
+    source, bundle = shutil.copytree(checkpoint("tiny-newline"), tmp_path / "source"), tmp_path / "bundle"
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"image_grid_pinpoints": [[300, 512]]}))
+    (warning,) = (text for text in convert(source, bundle).warnings if "tiles" in text)
+    assert warning.startswith("images are padded, not cut into tiles, as ")
+    assert "300 x 512 px, no grid of whole tiles of the model's 256 px" in warning
+    assert ModelConfig.from_file(bundle / "config.json").aspect == "pad"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ torch = pytest.importorskip("torch", reason="the convert extra isn't installed")
 from fastvlm_convert.coreml_vision import build_network, measure_ranges  # noqa: E402
 from fastvlm_convert.ranges import FLOAT16_MAX, STREAM_LIMIT, Meter, Ranges, stream_exponent  # noqa: E402
 from fastvlm_convert.rounding import round_float16  # noqa: E402
-from fastvlm_convert.torch_fastvithd import shifted_gelu  # noqa: E402
+from fastvlm_convert.torch_layers import shifted_gelu  # noqa: E402
+from fastvlm_mlx.config import VisionConfig  # noqa: E402
+
+TINY = VisionConfig(256, (1, 2, 2, 1, 1), (16, 32, 64, 128, 256))
 
 
 def run(network, pixels: np.ndarray) -> np.ndarray:
@@ -135,7 +138,7 @@ def test_each_parameter_takes_the_power_of_its_place():
         "expand.reduce.bias": 0,
         "expand.expand.weight": 0,
     }
-    assert {name: stream_exponent(name, ranges) for name in expected} == expected
+    assert {name: stream_exponent(name, ranges, TINY) for name in expected} == expected
 
 
 @pytest.mark.parametrize("shift", [1, 4, 8])

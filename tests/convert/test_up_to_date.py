@@ -10,9 +10,11 @@ import pytest
 
 from fastvlm_convert.pipeline import Result, convert
 from fastvlm_mlx.bundle import Bundle
+from fastvlm_mlx.tokenizer import Tokenizer
 from support.layouts import to_apple_mlx
+from support.llama import PIECES, trained, write_llama, write_tokenizer
 from support.qwen_files import byte_letters
-from support.seeded import write_tokenizer
+from support.tokenizers import write_tokenizer as write_bytes_tokenizer
 
 
 def write_vocabulary(folder: Path) -> None:
@@ -37,7 +39,7 @@ def test_another_tokenizer_makes_the_bundle_again(checkpoint, tmp_path, name):
     source, target = shutil.copytree(checkpoint("tiny"), tmp_path / "source"), tmp_path / "bundle"
     write_vocabulary(source)
     if name == "tokenizer.json":  # goes before the others
-        write_tokenizer(source)
+        write_bytes_tokenizer(source / name)
     convert(source, target)
     assert convert(source, target).up_to_date
     before = (target / "tokenizer.json").read_bytes()
@@ -73,3 +75,17 @@ def test_another_origin_makes_the_bundle_again(checkpoint, tmp_path):
         assert (recorded.id, recorded.revision) == (origin[0] or "tiny", origin[1])
         assert make(*origin).up_to_date
     assert not make("org/two", None).up_to_date
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer_config.json"])
+def test_another_sentencepiece_model_makes_the_bundle_again(tmp_path, name):
+    source, target = write_llama(tmp_path / "source", tokenizer=True), tmp_path / "bundle"
+    convert(source, target)
+    assert convert(source, target).up_to_date
+    if name == "tokenizer.model":
+        (source / name).write_bytes(trained(vocab_size=650))
+    else:
+        write_tokenizer(source, legacy=True)
+    assert not convert(source, target).up_to_date
+    assert Tokenizer(target / "tokenizer.json").size == (650 if name == "tokenizer.model" else PIECES)
+    assert Bundle.open(target).config.prefix_after_special == (name == "tokenizer_config.json")

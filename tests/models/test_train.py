@@ -28,12 +28,10 @@ from nano.objectives import (
     answer_logits,
     answer_loss,
     exact_matches,
-    head_counts,
-    head_loss,
 )
 from nano.record import CURVE
-from nano.schedule import LAST_RATE, STAGES, Stage, rate_factor
-from nano.targets import IGNORE, Batch, pack, stack
+from nano.schedule import STAGES, Stage
+from nano.targets import IGNORE, Batch, pack
 from nano.tokenizer import Prompts
 from nano.train import parse
 from nano.trainer import Settings, Trainer
@@ -274,32 +272,6 @@ def test_the_curve_has_a_line_per_evaluation(trained: Trainer):
         "everything 2",
         "everything 3",
     ]
-
-
-def test_heads_learn_from_cells_that_hold_something():
-    made = [scenes.make_scene(seed, side=SIDE) for seed in range(4)]
-    batch = stack(made)
-    right = {
-        "background": torch.nn.functional.one_hot(batch["background"], len(scenes.BACKGROUNDS)) * 50.0,
-        "shape": torch.nn.functional.one_hot(batch["cells"][..., 0], len(scenes.SHAPES) + 1) * 50.0,
-        "colour": torch.nn.functional.one_hot(batch["cells"][..., 1], len(scenes.COLOURS) + 1) * 50.0,
-        "ninth": torch.nn.functional.one_hot(batch["cells"][..., 2], 10) * 50.0,
-        "ink": torch.nn.functional.one_hot(batch["inks"].clamp(min=0), len(scenes.COLOURS) + 1) * 50.0,
-        "letters": torch.nn.functional.one_hot(batch["letters"], len(scenes.ALPHABET) + 1) * 50.0,
-    }
-    assert set(right) == set(TARGETS)
-    assert head_loss(right, batch) < 1e-6
-    counts = head_counts(right, batch)
-    assert all(hits == every for hits, every in counts.values())
-    assert counts["shape"][1] == int((batch["cells"][..., 0] > 0).sum())
-
-
-def test_the_rate_rises_then_falls():
-    rates = [rate_factor(step, 1000) for step in range(1000)]
-    assert max(rates) == pytest.approx(1.0)
-    assert rates[0] < 0.02
-    assert rates[-1] == pytest.approx(LAST_RATE, abs=1e-4)
-    assert rate_factor(0, 1) == 1.0
 
 
 def test_a_run_is_not_overwritten(trained: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

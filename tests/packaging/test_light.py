@@ -15,6 +15,7 @@ HEAVY = {
     "mlx_lm",
     "numpy",
     "PIL",
+    "av",
     "matplotlib",
     "transformers",
     "torch",

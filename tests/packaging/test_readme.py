@@ -15,7 +15,10 @@ from PIL import Image
 
 from fastvlm_mlx import load
 from nano import demo
+from support.adapters import LAYER, factors, pair, write_adapter
 from support.seeded import write_checkpoint
+from support.tokenizers import with_tokenizer
+from support.videos import write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,7 +39,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What README's examples take for granted: photos, a folder of them, the pictures of the demo, a checkpoint."""
+    """What README's examples take for granted: photos, the demo's pictures, a video, a checkpoint and an adapter."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(demo.FOLDER, folder / demo.FOLDER.relative_to(ROOT))
     for name, shown in zip(("photo.jpg", "other.jpg"), demo.PICTURES, strict=False):
@@ -44,7 +47,9 @@ def folder(tmp_path_factory) -> Path:
             picture.save(folder / name)
     (folder / "photos").mkdir()
     shutil.copy(folder / "photo.jpg", folder / "photos" / "one.jpg")
-    write_checkpoint("tiny", folder / "ckpt")
+    write_video(folder / "clip.mp4")
+    with_tokenizer(write_checkpoint("tiny", folder / "bare"), folder / "ckpt")
+    write_adapter(folder / "adapter", pair(LAYER, *factors(LAYER, (128, 128), 4)))
     commands = folder / "bin"
     commands.mkdir()
     paths = os.pathsep.join(str(ROOT / part) for part in ("src", "converters", "benchmarks", "models"))
@@ -61,7 +66,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_there_is_something_to_run():
     assert len(commands()) >= 8
-    assert len(blocks("python")) == 2
+    assert len(blocks("python")) == 3
 
 
 @pytest.mark.parametrize("line", commands())
@@ -72,7 +77,9 @@ def test_commands(folder, line):
     assert done.stdout.strip()
 
 
-@pytest.mark.filterwarnings("ignore:FastViTHD runs in MLX")  # on a Mac, at sizes that the default's package lacks
+@pytest.mark.filterwarnings(
+    "ignore:the vision encoder runs in MLX"
+)  # on a Mac, at sizes that the default's package lacks
 @pytest.mark.parametrize("code", blocks("python"))
 def test_code(folder, code, monkeypatch, capsys):
     monkeypatch.chdir(folder)

@@ -15,5 +15,5 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet --con
 # libraries: point pip at PyTorch's CPU wheels (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS) where that matters.
 "${pip[@]}" torch
 "${pip[@]}" --requirement "$here/requirements.txt" --editable .
-"${pip[@]}" --no-deps mlx-vlm==0.7.10
+"${pip[@]}" --no-deps mlx-vlm==0.7.10 peft==0.21.2 accelerate==1.15.0
 echo "$wanted" >"$stamp"

@@ -5,6 +5,7 @@ Some tests show a fault there that ours must not have; when one fails, see wheth
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,12 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from fastvlm_convert.export import export
+from fastvlm_convert.options import Options
 from fastvlm_convert.pipeline import convert
 from fastvlm_mlx import FastVLM, load
 from fastvlm_mlx.errors import PromptError
+from fastvlm_mlx.tokenizer import Tokenizer
 from parity.ours import (
     FEATURE_TOLERANCE,
     GREEDY,
@@ -33,6 +37,7 @@ from parity.ours import (
 )
 from support.layouts import IMAGE_TOKEN, mlx_vlm_name
 from support.seeded import GoldenPrompt, golden, golden_prompt, relative_l2
+from support.tokenizers import with_tokenizer
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]  # their warnings are none of ours
 
@@ -181,6 +186,49 @@ def test_what_mlx_vlm_quantises_converts(
         prompt = golden_prompt(preset, kind)
         assert relative_l2(first_logits(ours, prompt), their_first_logits(prompt, theirs)) <= LOGIT_TOLERANCE
         assert greedy_ids(ours, prompt) == their_greedy_ids(prompt, theirs)
+
+
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_what_we_write_for_it(
+    load_theirs: Callable[[Path], Any], checkpoint: Callable[[str], Path], preset: str, tmp_path: Path, bits: int | None
+) -> None:
+    """It loads our folder, strictly, and its answers are those of the folder read back by us."""
+    source = with_tokenizer(checkpoint(preset), tmp_path / "source", 1024)
+    written = export(source, "mlx-vlm", tmp_path / "written", Options(q_bits=bits)).path
+    theirs, ours = load_theirs(written), load(convert(written, tmp_path / "back").path)
+    assert ("quantization" in json.loads((written / "config.json").read_text())) == (bits is not None)
+    for kind in ("one image", "text"):
+        prompt = golden_prompt(preset, kind)
+        ids = their_greedy_ids(prompt, theirs)
+        assert greedy_ids(ours, prompt) == ids
+        assert bits or ids == prompt.greedy_ids
+
+
+def test_its_processor_takes_our_files(
+    timm_ready: None, checkpoint: Callable[[str], Path], preset: str, tmp_path: Path
+) -> None:
+    """Its whole loader, tokenizer and image processor included: -200 for the image, ours for the text."""
+    from mlx_vlm.utils import load as load_all
+    from PIL import Image
+
+    source = with_tokenizer(checkpoint(preset), tmp_path / "source", 1024)
+    written = export(source, "mlx-vlm", tmp_path / "written").path
+    with tiny_shape():
+        model, processor = load_all(str(written))
+    pixels = golden(preset)["pixels_256x256"]
+    made = processor(images=[Image.fromarray(pixels)], text="<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n")
+    text = Tokenizer(written / "tokenizer.json")
+    start, end = text.special_id("<|im_start|>"), text.special_id("<|im_end|>")
+    assert made["input_ids"].tolist() == [
+        [start, *text.encode("user\n"), -200, *text.encode("\nWhat is it?"), end, *text.encode("\n")]
+    ]
+    assert np.array_equal(made["pixel_values"], unit_pixels([pixels]))
+    messages = [{"role": "user", "content": "<image>\nHello"}]
+    assert processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<image>\nHello<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert model.config.image_token_index == -200
 
 
 def test_published_names_and_shapes(timm_ready: None) -> None:

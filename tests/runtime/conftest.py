@@ -15,3 +15,11 @@ def tiny(model: Callable[[str], FastVLM]) -> FastVLM:
     fresh = model("tiny")
     fresh.clear_cache()
     return fresh
+
+
+@pytest.fixture
+def tiled(model: Callable[[str], FastVLM]) -> FastVLM:
+    """The smallest model that cuts pictures into tiles, which knows of nothing before."""
+    fresh = model("tiny-newline")
+    fresh.clear_cache()
+    return fresh

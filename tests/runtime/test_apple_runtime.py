@@ -139,7 +139,7 @@ def test_a_failed_compile_leaves_nothing_and_is_not_tried_for_every_image(tools,
             return pixels
 
     fallback = FallbackEncoder(encoder, Mlx)
-    with pytest.warns(UserWarning, match=r"FastViTHD runs in MLX: Core ML can't load .*ANECCompile\(\) FAILED"):
+    with pytest.warns(UserWarning, match=r"vision encoder runs in MLX: Core ML can't load .*ANECCompile\(\) FAILED"):
         fallback.encode(pixels)
     fallback.encode(pixels)
     assert len(tools.compiled) == 1
@@ -179,7 +179,7 @@ def test_a_slow_load_is_explained(tools, package, monkeypatch, capsys):
     monkeypatch.setattr(coreml_runtime, "_SLOW_SECONDS", 0.01)
     tools.models.CompiledMLModel = lambda *_, **__: time.sleep(0.2)
     AppleRuntime().open(package, IMAGE, "CPU_AND_NE")
-    assert "preparing FastViTHD for CPU_AND_NE: the first time can take minutes" in capsys.readouterr().err
+    assert "preparing the vision encoder for CPU_AND_NE: the first time can take minutes" in capsys.readouterr().err
     monkeypatch.setattr(coreml_runtime, "_SLOW_SECONDS", 5)
     AppleRuntime().open(package, IMAGE, "CPU_AND_NE")
     assert capsys.readouterr().err == ""

@@ -12,6 +12,7 @@ from fastvlm_mlx.batch import Request, decode_together, read_requests
 from fastvlm_mlx.errors import ContextLengthError, ImageError, InputError, PromptError
 from fastvlm_mlx.timing import Clock
 from fastvlm_mlx.types import GenerationOptions
+from fastvlm_mlx.views import View
 from support.work import counted
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (50, 60, 3), np.uint8) for seed in range(4)]
@@ -157,7 +158,7 @@ def test_files_far_ahead_are_not_held(tiny, tmp_path):
         Image.fromarray(np.full((64, 64, 3), 40 * number, np.uint8)).save(files[-1])
     right = [tiny.generate(file, [1, -200, 2], max_tokens=4, **OPTIONS).token_ids for file in files]
     tiny.clear_cache()
-    requests = read_requests(tiny, files, [1, -200, 2], None, (128, "pad"), 2)
+    requests = read_requests(tiny, files, [1, -200, 2], None, View(128, "pad"), 2)
     held = [isinstance(request.pictures[0].make_pixels, partial) for request in requests]
     assert held == [False, False, True, True, True]
     assert [r.token_ids for r in tiny.batch(files, [1, -200, 2], batch_size=2, max_tokens=4, **OPTIONS)] == right
@@ -172,7 +173,7 @@ def test_a_file_that_changes_before_its_turn(tiny, tmp_path):
     right = tiny.generate(files[2], [1, -200, 2], max_tokens=4, **OPTIONS).token_ids
     tiny.clear_cache()
     before = files[2].read_bytes()
-    requests = read_requests(tiny, files, [1, -200, 2], None, (128, "pad"), 1)
+    requests = read_requests(tiny, files, [1, -200, 2], None, View(128, "pad"), 1)
     assert all(request.preprocess > 0 for request in requests)
     Image.fromarray(np.full((64, 64, 3), 250, np.uint8)).save(files[2])
     with pytest.raises(ImageError, match=r"2\.png.* has changed since the batch began"):

@@ -252,7 +252,12 @@ def package(sizes):
     """A stand-in for a model whose encoder is a Core ML package of these sizes, with MLX where that fails."""
     encoder = FallbackEncoder(SimpleNamespace(sizes=sizes), lambda: None)
     engine = SimpleNamespace(vision=SimpleNamespace(encoder=encoder))
-    return SimpleNamespace(engine=engine, resolution=1024, identity="package", clear_cache=lambda: None)
+    rest = {
+        "config": SimpleNamespace(aspect="pad", downsampling=64),
+        "identity": "package",
+        "clear_cache": lambda: None,
+    }
+    return SimpleNamespace(engine=engine, resolution=1024, **rest)
 
 
 def test_a_package_has_its_own_sizes(clock):

@@ -149,6 +149,37 @@ def test_what_is_dropped_at_once_is_never_copied(monkeypatch):
     assert check(cache, [1, 2, 3, 4]) == 2
 
 
+def test_what_is_forgotten_on_purpose():
+    cache = filled(1 << 20, [1, 2, 3, 4], [1, 2, 5], [7])
+    cache.drop(token_keys([1, 2, 3, 4]), 4)  # beyond its end
+    cache.drop(token_keys([1, 2, 6]), 2)  # which isn't known
+    assert [check(cache, [*ids, 0]) for ids in ([1, 2, 3, 4], [1, 2, 5], [7])] == [4, 3, 1]
+    cache.drop(token_keys([1, 2, 3, 4]), 3)  # within a piece
+    assert [check(cache, [*ids, 0]) for ids in ([1, 2, 3, 4], [1, 2, 5], [7])] == [3, 3, 1]
+    cache.drop(token_keys([1, 2, 3]), 1)  # and all that follows
+    assert [check(cache, [*ids, 0]) for ids in ([1, 2, 3, 4], [1, 2, 5], [7])] == [1, 1, 1]
+    cache.drop(token_keys([1]), 0)
+    assert cache.nbytes == sizes(cache) == ROW_BYTES
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_forgetting_on_purpose_against_a_set_of_all_beginnings(seed):
+    dice, cache, known = random.Random(seed), PrefixCache(1 << 30), set()
+    for _ in range(80):
+        ids = [dice.randrange(3) for _ in range(dice.randrange(1, 10))]
+        longest = max((n for n in range(len(ids)) if tuple(ids[:n]) in known), default=0)
+        assert check(cache, ids) == longest
+        if dice.random() < 0.6:
+            cache.put(token_keys(ids), rows_of(ids), cuts=[dice.randrange(10)])
+            known |= {tuple(ids[:n]) for n in range(1, len(ids) + 1)}
+        else:
+            start = dice.randrange(len(ids) + 1)
+            cache.drop(token_keys(ids), start)
+            gone = tuple(ids[: start + 1])
+            known = {old for old in known if len(old) <= start or old[: start + 1] != gone}
+        assert cache.nbytes == sizes(cache) == len(known) * ROW_BYTES
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_prompts_against_a_list_of_them(seed):
     """Whatever is put, taken and dropped: rows are right, sizes exact, and without dropping nothing is missed."""

@@ -82,7 +82,7 @@ def test_a_file_without_a_view_is_read(plain, tmp_path):
     data = json.loads(path.read_text())
     del data["view"]
     path.write_text(json.dumps(data))
-    assert plain.load_chat(path).view == (None, None)
+    assert plain.load_chat(path).view == (None, None, None)
     for wrong in ([1], 5, {}):
         path.write_text(json.dumps(data | {"view": wrong}))
         with pytest.raises(InputError, match="is damaged"):

@@ -139,11 +139,11 @@ def test_saved_and_gone_on_with(photo, tmp_path, monkeypatch, capsys):
         return main(["chat", "--max-tokens", "3", *flags])
 
     assert chat("--resolution", "128", "--aspect", "crop", lines=f"What?\n/save {file}\n") == 0
-    assert (chats[-1].overflow, chats[-1].view) == ("drop", (128, "crop"))
+    assert (chats[-1].overflow, chats[-1].view) == ("drop", (128, "crop", None))
     assert chat("--load", str(file), lines="And?") == 0
-    assert (chats[-1].overflow, chats[-1].view, len(chats[-1].exchanges)) == ("drop", (128, "crop"), 2)
+    assert (chats[-1].overflow, chats[-1].view, len(chats[-1].exchanges)) == ("drop", (128, "crop", None), 2)
     assert chat("--load", str(file), "--overflow", "error", "--aspect", "pad", "--resolution", "64") == 0
-    assert (chats[-1].overflow, chats[-1].view) == ("error", (64, "pad"))
+    assert (chats[-1].overflow, chats[-1].view) == ("error", (64, "pad", None))
     capsys.readouterr()
     for system in ("Be brief.", ""):
         assert chat("--load", str(file), "--system", system) == 2

@@ -62,7 +62,7 @@ def test_a_size_that_the_package_lacks(with_package):
     with pytest.raises(ResolutionError, match="takes images of 128 x 128, 256 x 256 px, not 192 x 192"):
         strict.encode_image(pixels, resolution=192)
     relaxed = assemble(with_package, vision="auto", runtime=CheckerRuntime())
-    with pytest.warns(UserWarning, match="FastViTHD runs in MLX: the Core ML package takes images of"):
+    with pytest.warns(UserWarning, match="the vision encoder runs in MLX: the Core ML package takes images of"):
         found = relaxed.encode_image(pixels, resolution=192).features
     assert found.shape == (9, 512)
     assert "vision: MLX" in relaxed.device
@@ -99,7 +99,7 @@ def test_a_mac_that_can_not_run_the_package(with_package, monkeypatch):
 
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr("fastvlm_mlx.vision.coreml_runtime.AppleRuntime.__init__", broken)
-    with pytest.warns(UserWarning, match="FastViTHD runs in MLX: Core ML needs coremltools"):
+    with pytest.warns(UserWarning, match="the vision encoder runs in MLX: Core ML needs coremltools"):
         model = load(with_package.path)
     assert "vision: MLX" in model.device
 
@@ -152,3 +152,18 @@ def folded_vision_of_apple():
     with TemporaryDirectory() as folder:
         config, weights = folded_vision(write_checkpoint("tiny", Path(folder)))
     return config, weights | {"stem.conv.weight": weights["stem.conv.weight"] * np.float32(255)}
+
+
+def test_rows_are_known_again_after_mlx_stood_in(with_package, tmp_path):
+    """A size that Core ML lacks is encoded in MLX: the file is of the encoder that was asked for, as a new model is."""
+    model = assemble(with_package, vision="auto", runtime=CheckerRuntime())
+    photo = golden("tiny")["pixels_256x256"]
+    with pytest.warns(UserWarning, match="the vision encoder runs in MLX"):
+        answer = model.generate(photo, [1, -200, 2], resolution=192, max_tokens=1, ignore_eos=True)
+    assert answer.device.startswith("vision: MLX")
+    assert model.save_prefix(tmp_path / "rows") >= 11
+    again = assemble(with_package, vision="auto", runtime=CheckerRuntime())
+    assert again.load_prefix(tmp_path / "rows") >= 11
+    mlx = assemble(with_package, vision="mlx")
+    with pytest.raises(InputError, match=r"vision by Core ML .* this is .* vision by MLX"):
+        mlx.load_prefix(tmp_path / "rows")

@@ -87,7 +87,15 @@ def test_revision_of_a_folder(bundle):
 
 def test_files_are_selected():
     others = ["README.md", "llava_qwen.py", "figure.png", "onnx/model.onnx", "pytorch_model.bin"]
-    names = ["config.json", "model.safetensors", "merges.txt", "LICENSE", "notice.txt", "added_tokens.json"]
+    names = [
+        "config.json",
+        "model.safetensors",
+        "merges.txt",
+        "tokenizer.model",
+        "LICENSE",
+        "notice.txt",
+        "added_tokens.json",
+    ]
     package = ["fastvithd.mlpackage/Manifest.json", "fastvithd.mlpackage/Data/weights/weight.bin"]
     assert select_files([*names, *package, *others, "old/model.safetensors"]) == [*names, *package]
     shards = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]

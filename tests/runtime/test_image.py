@@ -212,7 +212,7 @@ def test_bad_resolution(resolution):
 
 
 def test_bad_aspect():
-    with pytest.raises(InputError, match="one of pad, crop, stretch, got 'squash'"):
+    with pytest.raises(InputError, match="one of pad, crop, stretch, native, anyres, got 'squash'"):
         preprocess(gradient(8, 8), 64, "squash")
 
 

@@ -9,20 +9,19 @@ from types import ModuleType
 
 import mlx.core as mx
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fastvlm_mlx.types import IMAGE_TOKEN_ID
+from support.tokenizers import write_tokenizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PRESETS = ("tiny", "tiny-untied", "tiny-hot")
 SPEAKING = "tiny-speaking"  # tiny with a tokenizer: any text can be asked, and answers are made of readable pieces
-VOCABULARY = 1024  # rows of its embedding; LICENSE gives rise to fewer tokens
-SPECIAL = ("<|im_start|>", "<|endoftext|>", "<|im_end|>")  # ids 0, 1, 2: the preset's config names 1 and 2
 SIZES = ("256x256", "128x128", "256x384")
 PROMPTS = ("one image", "two images", "text")
 
 
-def _script() -> ModuleType:
+def seeded_script() -> ModuleType:
+    """golden/seeded_checkpoint.py, which isn't in a package."""
     spec = importlib.util.spec_from_file_location("seeded_checkpoint", GOLDEN / "seeded_checkpoint.py")
     assert spec
     assert spec.loader
@@ -33,25 +32,10 @@ def _script() -> ModuleType:
 
 def write_checkpoint(preset: str, out: Path) -> Path:
     """Write a seeded checkpoint in the published LLaVA layout: one of the script's presets, or SPEAKING."""
-    _script().write("tiny" if preset == SPEAKING else preset, out)
+    seeded_script().write("tiny" if preset == SPEAKING else preset, out)
     if preset == SPEAKING:
-        write_tokenizer(out)
+        write_tokenizer(out / "tokenizer.json")
     return out
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Write tokenizer.json: byte-level BPE with ChatML's tokens, trained on LICENSE; the same each time."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([(GOLDEN.parents[1] / "LICENSE").read_text(encoding="utf-8")], trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def golden(preset: str) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm_bench.compare.rivals import Kind
-from fastvlm_mlx.config import check_side
+from fastvlm_mlx.config import DOWNSAMPLING, check_side
 from fastvlm_mlx.errors import InputError
 
 QUESTIONS = ("What is in this picture?", "Which colours do you see in it?")
@@ -34,7 +34,7 @@ class Plan:
     def __post_init__(self) -> None:
         """Raise ResolutionError or InputError for a value out of range."""
         for side in self.resolutions:
-            check_side(side)
+            check_side(side, DOWNSAMPLING)  # FastViTHD's: what all of them run
         if len(set(self.resolutions)) != len(self.resolutions):
             raise InputError(f"--resolution must name each resolution once, got {','.join(map(str, self.resolutions))}")
         for name, least in (("runs", 1), ("max_tokens", 2)):
@@ -79,7 +79,7 @@ class Requests:
         """The round's picture at a resolution."""
         path = self._folder / f"{resolution}-{index}.jpg"
         if not path.exists():
-            from fastvlm_bench.runner import sample_photo
+            from fastvlm_bench.photo import sample_photo
 
             path.write_bytes(sample_photo(resolution * 1000 + index + 1, PICTURE_SIZE))
         return path

@@ -18,6 +18,7 @@ from fastvlm_mlx.files import cache_dir, replaced_folder
 FORMAT_VERSION = 1
 TOKENIZER = "tokenizer.json"
 _PUBLISHED_SIDE = 1024  # pixels; each question may have another
+_FAMILY = "llava_qwen2"  # what `layouts` writes for them, and what `processors` asks in ChatML
 Say = Callable[[str], object]
 
 
@@ -123,6 +124,11 @@ def _weights_alone(checkpoint: Path) -> Iterator[Path]:
     files = sorted(checkpoint.glob("*.safetensors"))
     if not files or not (checkpoint / "config.json").exists():
         raise CheckpointError(f"{checkpoint} isn't a checkpoint with a config.json and safetensors; give one")
+    kind = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != _FAMILY:
+        raise CheckpointError(
+            f"{checkpoint} is of type {kind!r}; rivals are given {_FAMILY} only, compare one of those"
+        )
     with tempfile.TemporaryDirectory() as folder:
         for file in (checkpoint / "config.json", *files):
             (Path(folder) / file.name).symlink_to(file.resolve())

@@ -9,12 +9,13 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from fastvlm_mlx.config import DOWNSAMPLING
-from fastvlm_mlx.prompt import DEFAULT_SYSTEM, END, PLACEHOLDER, START
+from fastvlm_mlx.prompt import PLACEHOLDER
+from fastvlm_mlx.template import CHATML, END, START
 
 # What `fastvlm_mlx.prompt` writes; contents are texts for mlx-vlm, lists of parts for transformers.
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}"
-    f"{START}system\n{DEFAULT_SYSTEM}{END}\n"
+    f"{START}system\n{CHATML.system}{END}\n"
     "{% endif %}"
     "{% for message in messages %}"
     f"{START}{{{{ message['role'] + '\n' }}}}"

@@ -17,10 +17,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from fastvlm_bench.compare.plan import QUESTIONS
 from fastvlm_bench.sizes import FASTVITHD, Size
-from fastvlm_mlx.prompt import DEFAULT_SYSTEM
+from fastvlm_mlx.template import CHATML
 
 VISION = "model.vision_tower.vision_tower.model."
-TEXTS = ("system", "user", "assistant", DEFAULT_SYSTEM, *QUESTIONS)  # of a prompt, so that it has a usual length
+TEXTS = ("system", "user", "assistant", CHATML.system, *QUESTIONS)  # of a prompt, so that it has a usual length
 SPECIAL = ("<|im_start|>", "<|endoftext|>", "<|im_end|>")  # ids 0, 1, 2
 Shapes = dict[str, tuple[int, ...]]
 

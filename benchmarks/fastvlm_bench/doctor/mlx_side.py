@@ -131,7 +131,8 @@ def reference(state: MlxState, size: Size, on_cpu: bool = False) -> np.ndarray:
 
 def answer(state: MlxState, side: int) -> Answers:
     """Ask about a picture of a side, or without one where there are no vision weights."""
-    from fastvlm_bench.runner import precision, prompt_ids, sample_photo
+    from fastvlm_bench.photo import sample_photo
+    from fastvlm_bench.runner import precision, prompt_ids
 
     model, seen = state.model, state.bundle.config.vision is not None
     image, resolution = (sample_photo(), side) if seen else (None, None)

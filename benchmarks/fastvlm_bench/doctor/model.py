@@ -73,10 +73,10 @@ def _record_faults(bundle: Bundle) -> list[str]:
     if not isinstance(package, dict):
         return [f"{name} must be an object, got {json.dumps(package)}; convert again"]
     found = []
-    if (sizes := package.get("sizes")) is not None and _sizes(sizes) is None:
+    if (sizes := package.get("sizes")) is not None and _sizes(sizes, bundle.config.downsampling) is None:
         found.append(
-            f'{name}.sizes must be a list such as [{{"height": 256, "width": 256}}], multiples of 64, got '
-            f"{json.dumps(sizes)}; convert again"
+            f'{name}.sizes must be a list such as [{{"height": 256, "width": 256}}], multiples of '
+            f"{bundle.config.downsampling}, got {json.dumps(sizes)}; convert again"
         )
     if "bits" in package and _bits(package["bits"]) is None:
         found.append(f"{name}.bits must be a number above 0, got {json.dumps(package['bits'])}; convert again")
@@ -103,15 +103,15 @@ def recorded_sizes(bundle: Bundle) -> tuple[Size, ...]:
     package = bundle.manifest.options.get("package")
     if not isinstance(package, dict) or not bundle.has(PACKAGE):
         return ()
-    return _sizes(package.get("sizes")) or ()
+    return _sizes(package.get("sizes"), bundle.config.downsampling) or ()
 
 
-def _sizes(recorded: object) -> tuple[Size, ...] | None:
+def _sizes(recorded: object, downsampling: int) -> tuple[Size, ...] | None:
     """A manifest's list of sizes; None if it is none."""
     try:
         sizes = tuple((size["height"], size["width"]) for size in recorded)  # type: ignore[attr-defined]
         for side in chain.from_iterable(sizes):
-            check_side(operator.index(side))
+            check_side(operator.index(side), downsampling)
     except (TypeError, KeyError, ResolutionError):
         return None
     return sizes

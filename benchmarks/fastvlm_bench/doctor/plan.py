@@ -87,7 +87,7 @@ def sample_pixels(size: Size) -> np.ndarray:
     import numpy as np
     from PIL import Image
 
-    from fastvlm_bench.runner import sample_photo
+    from fastvlm_bench.photo import sample_photo
 
     with Image.open(io.BytesIO(sample_photo())) as photo:
         return np.asarray(photo.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC))

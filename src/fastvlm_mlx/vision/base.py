@@ -1,4 +1,4 @@
-"""The seam between the model and whatever runs FastViTHD."""
+"""The seam between the model and whatever runs the vision encoder."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Encoder(Protocol):
         """Encode a batch of images of one size.
 
         Args:
-            pixels: (B, H, W, 3) uint8, RGB; H and W are multiples of 64 pixels.
+            pixels: (B, H, W, 3) uint8, RGB; H and W are multiples of 64 pixels (FastViT: 32).
 
         Returns:
-            (B, N, C) with N = (H / 64) * (W / 64) tokens, row-major over the image. Lazy: evaluate it to
-            wait for it.
+            (B, N, C) with N = (H / 64) * (W / 64) tokens (FastViT: by 32), row-major over the image. Lazy: evaluate it
+            to wait for it; a large batch may be evaluated already, part by part.
 
         Raises:
-            ResolutionError: a side isn't a multiple of 64, or the encoder lacks that size.
+            ResolutionError: a side isn't such a multiple, or the encoder lacks that size.
         """

@@ -1,4 +1,4 @@
-"""FastViTHD as a Core ML package: on the Neural Engine, beside MLX on the GPU."""
+"""The vision encoder as a Core ML package: on the Neural Engine, beside MLX on the GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from fastvlm_mlx.config import check_side
+from fastvlm_mlx.config import DOWNSAMPLING, check_side
 from fastvlm_mlx.errors import BundleError, EncoderError, InputError, ResolutionError
 from fastvlm_mlx.vision.base import Encoder
 from fastvlm_mlx.vision.coreml_runtime import COMPUTE_UNITS, Function, Predict, Runtime
@@ -35,17 +35,21 @@ class CoreMLVisionEncoder:
         package: the .mlpackage.
         runtime: runs it.
         compute_units: where Core ML may run it; the default leaves the GPU to MLX.
+        downsampling: of the encoder, image pixels per token side; the default is FastViTHD's.
 
     Raises:
         BundleError: the package can't be read. InputError: unknown compute units.
     """
 
-    def __init__(self, package: Path, runtime: Runtime, compute_units: str = "CPU_AND_NE") -> None:
+    def __init__(
+        self, package: Path, runtime: Runtime, compute_units: str = "CPU_AND_NE", downsampling: int = DOWNSAMPLING
+    ) -> None:
         if compute_units not in COMPUTE_UNITS:
             raise InputError(f"compute_units must be one of {', '.join(COMPUTE_UNITS)}, got {compute_units!r}")
         if not package.exists():
             raise BundleError(f"{package} doesn't exist; convert the model with its Core ML package")
         self._package, self._runtime, self._units = package, runtime, compute_units
+        self.downsampling = downsampling
         self._functions = {(f.height, f.width): f for f in runtime.functions(package)}
         self._open: dict[tuple[int, int], Predict] = {}
         self._failed: dict[tuple[int, int], str] = {}  # compiling again for every image could take minutes each
@@ -76,7 +80,7 @@ class CoreMLVisionEncoder:
             ResolutionError: the package has no such function; names those it has. EncoderError: Core ML failed.
         """
         for side in size:
-            check_side(side)
+            check_side(side, self.downsampling)
         if size not in self._functions:
             there = ", ".join(f"{h} x {w}" for h, w in self.sizes)
             raise ResolutionError(
@@ -174,9 +178,9 @@ class FallbackEncoder:
             features = begun()
         except (EncoderError, ResolutionError) as exc:
             for side in pixels.shape[1:3]:
-                check_side(side)
+                check_side(side, self._first.downsampling)
             if self._second is None:
-                warnings.warn(f"FastViTHD runs in MLX: {exc}", stacklevel=3)
+                warnings.warn(f"the vision encoder runs in MLX: {exc}", stacklevel=3)
                 self._second = self._make_second()
             self._last = self._second
             return self._second.encode(pixels)

@@ -125,7 +125,7 @@ class AppleRuntime:
         """Compile if needed, load for these compute units; see `Runtime.open`."""
         units = getattr(self._ct.ComputeUnit, compute_units)
         try:
-            with _explain_if_slow(f"preparing FastViTHD for {compute_units}: the first time can take minutes"):
+            with _explain_if_slow(f"preparing the vision encoder for {compute_units}: the first time can take minutes"):
                 model = self._load(package, units, function.name)
         except Exception as exc:  # as above; Core ML's own errors arrive as RuntimeError
             raise EncoderError(f"Core ML can't load {package}: {exc}; use vision='mlx'") from exc

@@ -91,7 +91,7 @@ def test_command_lines(monkeypatch):
 
 def test_our_command_line_prints_a_token(tmp_path):
     import fastvlm_zoo
-    from fastvlm_bench.runner import sample_photo
+    from fastvlm_bench.photo import sample_photo
 
     picture = tmp_path / "a.jpg"
     picture.write_bytes(sample_photo(1, (64, 64)))

@@ -14,6 +14,7 @@ from fastvlm_bench.compare.rivals import RIVALS
 from fastvlm_bench.compare.seeded import make_tokenizer
 from fastvlm_mlx import load
 from fastvlm_mlx.errors import CheckpointError, InputError
+from support.llama import write_llama
 
 
 @pytest.fixture
@@ -134,3 +135,9 @@ def test_another_kind_of_checkpoint(bundle, said, tmp_path):
         prepare.rival_models(tmp_path, bundle, ["mlx-vlm"], "float32", said.append)
     with pytest.raises(CheckpointError, match="can't be converted"):
         prepare.our_bundle(tmp_path, said.append)
+
+
+def test_another_decoder_than_qwen2(bundle, said, tmp_path):
+    source = write_llama(tmp_path / "vicuna")
+    with pytest.raises(CheckpointError, match="of type 'llava_llama'; rivals are given llava_qwen2 only"):
+        prepare.rival_models(source, bundle, ["mlx-vlm"], "float32", said.append)

@@ -119,7 +119,7 @@ def test_the_rivals_get_our_openblas(monkeypatch, platform, value, found):
 def test_our_side_answers_as_the_library_does(tmp_path):
     """The real process, with the embedded model."""
     import fastvlm_zoo
-    from fastvlm_bench.runner import sample_photo
+    from fastvlm_bench.photo import sample_photo
     from fastvlm_mlx import load
 
     picture = tmp_path / "a.jpg"

@@ -36,7 +36,7 @@ def test_the_config_is_the_golden_scripts(folder, checkpoint):
 
 
 def test_the_large_shapes_are_the_golden_scripts_without_its_head():
-    script = seeded._script()
+    script = seeded.seeded_script()
     preset = script.PRESETS["0.5b"]
     expected = script.vision_shapes(preset) | script.decoder_shapes(preset)
     head = expected.pop("lm_head.weight")
