@@ -66,6 +66,11 @@ class Core:
         return f"{self._weights}, vision by {self.engine.vision.device}"
 
     @property
+    def prefix_identity(self) -> str:
+        """What kept rows depend on: as `identity`, but the same before and after MLX stood in for Core ML."""
+        return f"{self._weights}, vision by {self.engine.vision.intended}"
+
+    @property
     def decoder(self) -> Decoder:
         """The language model."""
         return self.engine.decoder

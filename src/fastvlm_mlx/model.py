@@ -226,7 +226,7 @@ class FastVLM(Core):
         """
         from fastvlm_mlx.prefix_file import write_prefixes
 
-        return write_prefixes(file_at(path), self.engine.prefixes, self.identity)
+        return write_prefixes(file_at(path), self.engine.prefixes, self.prefix_identity)
 
     def load_prefix(self, path: str | PathLike[str]) -> int:
         """Know what `save_prefix` wrote: the same questions, or others about the same images, begin there.
@@ -239,7 +239,7 @@ class FastVLM(Core):
         """
         from fastvlm_mlx.prefix_file import read_prefixes
 
-        return read_prefixes(file_at(path), self.engine.prefixes, self.identity)
+        return read_prefixes(file_at(path), self.engine.prefixes, self.prefix_identity)
 
     def warm_up(self) -> None:
         """Compute everything once, on a black image, and keep nothing of it."""

@@ -148,10 +148,14 @@ class Vision:
         encoder: the vision encoder; None for a bundle without vision weights.
         projector: features to embeddings.
         cache_bytes: of features that are kept for later; 0 keeps none.
+
+    Attributes:
+        intended: what `device` was at first: the encoder that was asked for, before one stood in for it.
     """
 
     def __init__(self, encoder: Encoder | None, projector: MLPProjector, cache_bytes: int) -> None:
         self.encoder, self.projector = encoder, projector
+        self.intended = self.device
         self.cache = FeatureCache(cache_bytes)
         self._lock = threading.Lock()  # `open` may be called from threads that read ahead
         # Digest, size and layout of a picture by its file and view.

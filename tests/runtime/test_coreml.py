@@ -141,3 +141,18 @@ def folded_vision_of_apple():
     with TemporaryDirectory() as folder:
         config, weights = folded_vision(write_checkpoint("tiny", Path(folder)))
     return config, weights | {"stem.conv.weight": weights["stem.conv.weight"] * np.float32(255)}
+
+
+def test_rows_are_known_again_after_mlx_stood_in(with_package, tmp_path):
+    """A size that Core ML lacks is encoded in MLX: the file is of the encoder that was asked for, as a new model is."""
+    model = assemble(with_package, vision="auto", runtime=CheckerRuntime())
+    photo = golden("tiny")["pixels_256x256"]
+    with pytest.warns(UserWarning, match="the vision encoder runs in MLX"):
+        answer = model.generate(photo, [1, -200, 2], resolution=192, max_tokens=1, ignore_eos=True)
+    assert answer.device.startswith("vision: MLX")
+    assert model.save_prefix(tmp_path / "rows") >= 11
+    again = assemble(with_package, vision="auto", runtime=CheckerRuntime())
+    assert again.load_prefix(tmp_path / "rows") >= 11
+    mlx = assemble(with_package, vision="mlx")
+    with pytest.raises(InputError, match=r"vision by Core ML .* this is .* vision by MLX"):
+        mlx.load_prefix(tmp_path / "rows")
