@@ -13,7 +13,7 @@ from fastvlm_bench.cli import main
 from fastvlm_bench.doctor.model import recorded_sizes
 from fastvlm_bench.front import Budget, candidates
 from fastvlm_bench.layers import count_parameters, vision_layers
-from fastvlm_bench.memory import _working_bytes
+from fastvlm_bench.memory import _VALUES_PER_PIXEL, _working_bytes
 from fastvlm_bench.roofline import stage_work
 from fastvlm_bench.runner import Plan
 from fastvlm_bench.seeded_model import model_config as seeded_config
@@ -107,6 +107,12 @@ def test_memory_counts_the_positions():
     choice, plan = Choice(None, None, None, "mlx", "ALL"), Plan((1024,))
     four, five = (_working_bytes(config, choice, plan) for config in (of(FOUR), model_config()))
     assert four - five == 4 * 2 * (1024 - 256) * 2 * 2 * 32 * 2
+
+
+def test_memory_counts_the_tiles_that_are_encoded_at_once():
+    choice = Choice(None, None, None, "mlx", "ALL")
+    square, tiles = (_working_bytes(of(FOUR), choice, Plan((512,), aspect=aspect)) for aspect in (None, "anyres"))
+    assert tiles - square == int(4 * 2**20 * 8 * _VALUES_PER_PIXEL) * 4 - int(512 * 512 * 8 * _VALUES_PER_PIXEL) * 4
 
 
 def test_a_published_size_has_the_published_encoder():
