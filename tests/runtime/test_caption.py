@@ -193,7 +193,7 @@ def test_two_processes_share_the_images(folder, tmp_path):
     port = str(random.randrange(20_000, 50_000))
     launch = [LAUNCH, "-n", "2", "--starting-port", port, "--python", sys.executable, "--"]
     done = subprocess.run(
-        [*launch, *command(folder, out)[1:]], check=False, capture_output=True, text=True, env=env, timeout=120
+        [*launch, *command(folder, out)[1:]], check=False, capture_output=True, text=True, env=env, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("3 images answered") + done.stdout.count("3 images answered") == 2
