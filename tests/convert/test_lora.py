@@ -84,6 +84,15 @@ def test_rslora_divides_by_the_root(checkpoint, tmp_path):
     same_reading(adapter, merged_by_hand(base, tmp_path / "merged", added))
 
 
+@pytest.mark.parametrize("prefix", ["base_model.model.", "base_model.", "model.", ""])
+def test_prefixes_that_were_taken_off(checkpoint, tmp_path, prefix):
+    """Of LLaVA's other tensors the loader takes off one part, or both; people save them like that."""
+    base = checkpoint("tiny")
+    bias = np.arange(128, dtype=np.float32) / 64
+    adapter = write_adapter(tmp_path / "adapter", {f"{prefix}model.mm_projector.0.bias": bias}, base)
+    assert mx.array_equal(open_checkpoint(adapter).read("model.mm_projector.0.bias"), mx.array(bias))
+
+
 def test_names_of_older_files(checkpoint, tmp_path):
     base = checkpoint("tiny")
     a, b = factors(LAYER, shape_of(base, f"{LAYER}.weight"), 4)

@@ -66,6 +66,12 @@ def test_training_at_another_resolution(tuned, tmp_path):
     assert (config.aspect, config.image_size) == ("crop", 512)  # the official code crops what it calls square
 
 
+def test_warnings_name_the_file_that_asks(tuned, tmp_path):
+    adapter = tuned(image_grid_pinpoints=None)
+    [warning] = [w for w in convert(adapter, tmp_path / "bundle").warnings if "AnyRes" in w]
+    assert warning.startswith(f"{adapter / 'config.json'} asks for AnyRes tiles")
+
+
 def test_another_config_makes_the_bundle_again(tuned, checkpoint, tmp_path):
     adapter = tuned()
     assert not convert(adapter, tmp_path / "bundle").up_to_date
