@@ -43,7 +43,7 @@ def read_config(
         raise CheckpointError(f"{where}: a size is 0; give a checkpoint folder as published") from exc
     except KeyError as exc:
         raise CheckpointError(f"{where} lacks {exc.args[0]!r}; give a checkpoint folder as published") from exc
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, AttributeError) as exc:
         raise CheckpointError(f"{where}: a value has another type than published ({exc})") from exc
     except CheckpointError:
         raise

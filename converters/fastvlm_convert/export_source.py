@@ -18,7 +18,7 @@ from fastvlm_convert.pipeline import read_model
 from fastvlm_convert.records import Progress, check_target
 from fastvlm_convert.source import Checkpoint, TensorFiles
 from fastvlm_convert.vision_weights import from_bundle, from_checkpoint
-from fastvlm_mlx.bundle import DECODER, Bundle
+from fastvlm_mlx.bundle import CONFIG, DECODER, Bundle
 from fastvlm_mlx.config import ModelConfig, QuantizationConfig, VisionConfig
 from fastvlm_mlx.errors import BundleError, CheckpointError, InputError
 from fastvlm_mlx.hub_cache import bundle_format
@@ -44,6 +44,7 @@ class BundleSource(Checkpoint):
         """Open the bundle, whose files are checked by their hashes; errors as `Bundle.open`."""
         self.bundle = Bundle.open(path)
         self.path, self.config, self.adapter = path, {}, None
+        self.config_file = path / CONFIG
         TensorFiles.__init__(self, [path / DECODER])
 
 

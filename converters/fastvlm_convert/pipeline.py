@@ -165,7 +165,7 @@ def read_model(
     """
     generation_file = checkpoint.path / "generation_config.json"
     generation = read_json(generation_file) if generation_file.exists() else {}
-    where = str(checkpoint.path / CONFIG)
+    where = str(checkpoint.config_file)
     config = read_config(checkpoint.config, layout, name, where, generation)
     tensors, unknown = map_tensors(checkpoint, layout)
     if config.quantization and options.width:
