@@ -182,7 +182,7 @@ class _Asker:
     ) -> None:
         self._model, self._prompt, self._system, self._view, self._options = model, prompt, system, view, options
         engines = [model.engine, *([options.draft.engine] if options.draft else [])]
-        self._remains = [Remains(engine) for engine in dict.fromkeys(engines)]  # a draft may be the model itself
+        self._remains = [Remains(engine) for engine in engines]
         self._unreadable = 0  # frames in a row
         self.error: ImageError | None = None
 
