@@ -196,6 +196,7 @@ def test_all_frames_together_are_bounded(folder, tmp_path):
         for count, most, size in (
             (12, 12 * 64 * 48, (64, 48)),  # as they are
             (4, 4 * 64 * 48, (64, 48)),  # of those that are chosen
+            (100, 12 * 64 * 48, (64, 48)),  # of those that there are
             (12, 12 * 64 * 48 - 1, (63, 47)),
             (12, 12 * 64 * 48 // 4, (32, 24)),
             (12, 12, (1, 1)),

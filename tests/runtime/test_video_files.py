@@ -142,8 +142,11 @@ def test_frames_that_come_out_of_order_later_on(tmp_path, monkeypatch):
     for sampling in ("uniform", "scene"):
         assert numbers_of(read_frames(film, 100, sampling)) == list(range(12)), "of an AVI it needn't be seen"
         found = numbers_of(read_frames(path, 100, sampling))
-        assert found == sorted(found)
+        assert found == sorted(set(found))
         assert 6 < len(found) < 12
+    with path.open("rb") as file, video_file.open_video(file, "it", 16) as film:
+        times = [time for time, _ in film.thumbnails()]
+    assert times == sorted(set(times))
 
 
 def test_times_in_order_are_believed(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -129,12 +131,18 @@ def test_without_caches(tiny, forgetful):
     assert kept(bare)[:3] == (0, 0, 0)
 
 
+def _import_speculation():
+    """Ahead: it may take longer than a camera waits."""
+    importlib.import_module("mlx_lm.generate")
+
+
 def test_a_draft_keeps_nothing_of_frames_either(default_model):
     model = default_model
     model.clear_cache()
     engine = model.engine
     vision = Vision(engine.vision.encoder, engine.vision.projector, 1 << 26)
     draft = FastVLM(model.config, Engine(engine.decoder, vision, PrefixCache(1 << 26)), model.tokenizer, 128)
+    _import_speculation()
     sizes = []
     for _ in answers(model, GREY[:6], "What is this?", draft=draft):
         sizes.append((kept(model)[:3], kept(draft)[:3]))
@@ -145,6 +153,7 @@ def test_a_draft_keeps_nothing_of_frames_either(default_model):
 
 def test_a_model_that_is_its_own_draft(default_model):
     default_model.clear_cache()
+    _import_speculation()
     sizes = {kept(default_model)[:3] for _ in answers(default_model, GREY[:5], "What is this?", draft=default_model)}
     assert len(sizes) == 1
 
