@@ -175,7 +175,8 @@ def read_model(
     odd = image_warning(checkpoint.config, where)
     warnings = [odd] if odd else []
     tied = _head_is_tied(checkpoint, tensors)
-    if tied != config.decoder.tie_word_embeddings:
+    # "Not tied" is true of a file that holds the head besides the embedding, also where both are the same.
+    if tied != config.decoder.tie_word_embeddings and not (tied and "lm_head.weight" in tensors):
         found = "has no head besides the embedding" if tied else "has a head that differs from the embedding"
         warnings.append(
             f"{where} says tie_word_embeddings={not tied}, but the checkpoint {found}; going by the tensors"
