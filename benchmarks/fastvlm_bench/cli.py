@@ -48,7 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", help="bundle folder, name of `fastvlm models`, or org/name (default: embedded)")
     which.add_argument(
-        "--size", help=f"random weights of these shapes instead, of which tiny is for trying: {', '.join(SIZES)}"
+        "--size",
+        help=f"random weights of these shapes instead, of which tiny is for trying: {', '.join(SIZES)}; "
+        "0.5b+mci2 has FastViT as its encoder, 0.5b+average and 0.5b+depthwise multi-scale features",
     )
     parser.add_argument(
         "--q-bits",

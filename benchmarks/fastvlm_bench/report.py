@@ -140,7 +140,7 @@ def read_baseline(file: Path, plan: Plan, image: str) -> dict[str, Any]:
     """
     data = read_report(file)
     parse_report(data, str(file))  # says what is wrong with it
-    asked = data["plan"]["prompt_tokens"], data["image"]
+    asked = data["plan"]["prompt_tokens"], data["image"]  # tiles and native shapes are told by the image's description
     if asked != (plan.prompt_tokens, image):
         raise InputError(
             f"{file} was measured with --prompt-tokens {asked[0]} about {asked[1]}, now it is {plan.prompt_tokens} "

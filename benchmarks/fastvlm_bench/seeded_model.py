@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastvlm_bench.sizes import SIZES
-from fastvlm_mlx.config import DecoderConfig, ModelConfig, ProjectorConfig, VisionConfig
+from fastvlm_bench.sizes import SIZES, vision_of
+from fastvlm_mlx.config import DecoderConfig, ModelConfig, ProjectorConfig
 from fastvlm_mlx.loading import FEATURE_CACHE_BYTES, PREFIX_CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -15,8 +15,13 @@ _CONTEXT = 8192  # positions, of the published models
 
 
 def model_config(size: str) -> ModelConfig:
-    """The shapes of a size of SIZES; all but "tiny" are those of published decoders."""
-    shape = SIZES[size]
+    """The shapes of a size of SIZES, which may name another encoder; see `sizes.vision_of`.
+
+    Raises:
+        InputError: there is no such shape.
+    """
+    vision = vision_of(size)
+    shape = SIZES[size.partition("+")[0]]
     return ModelConfig(
         name=f"seeded {size}",
         decoder=DecoderConfig(
@@ -29,10 +34,10 @@ def model_config(size: str) -> ModelConfig:
             tie_word_embeddings=shape.tied,
             max_position_embeddings=shape.positions,
             model_type=shape.family,
-            qkv_bias=shape.family == "qwen2",
+            qkv_bias=shape.qkv_bias,
         ),
-        projector=ProjectorConfig(input_dim=2 * shape.dims[-1], hidden_dim=shape.hidden),
-        vision=VisionConfig(shape.image_size, shape.layers, shape.dims),
+        projector=ProjectorConfig(input_dim=vision.feature_dim, hidden_dim=shape.hidden),
+        vision=vision,
         context_length=min(_CONTEXT, shape.positions),
         eos_token_ids=(),
     )

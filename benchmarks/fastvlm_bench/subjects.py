@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fastvlm_bench.loads import LoadTimes, cold_load, warm_loads
 from fastvlm_bench.memory import check_memory, weights_bytes
 from fastvlm_bench.seeded_model import build, model_config
-from fastvlm_bench.sizes import SIZES, published_size
+from fastvlm_bench.sizes import published_size, vision_of
 from fastvlm_mlx import hub
 from fastvlm_mlx.bundle import PACKAGE, QUANTIZED_BITS, Bundle
 from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig, check_side
@@ -44,8 +44,8 @@ class Choice:
 
     def __post_init__(self) -> None:
         """Raise InputError for what can't be."""
-        if self.size is not None and self.size not in SIZES:
-            raise InputError(f"--size must be of {', '.join(SIZES)}, got {self.size!r}")
+        if self.size is not None:
+            vision_of(self.size)
         if self.bits is not None and self.bits not in QUANTIZED_BITS:
             known = ", ".join(map(str, QUANTIZED_BITS))
             raise InputError(f"--q-bits must be of {known} or {PLAIN}, got {self.bits}")

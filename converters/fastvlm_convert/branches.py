@@ -112,8 +112,7 @@ def parameters(block: Block, names: Collection[str]) -> tuple[Parameter, Paramet
         names: of the checkpoint's tensors, as `network_blocks` names them.
     """
     if block.is_fused(names):
-        weight, bias = block.fused_shapes()
-        return Parameter((weight,), _first, True), Parameter((bias,), _first, True)
+        return stored(*block.fused_shapes())
     sources = tuple(block.branch_shapes())
 
     def make(index: int) -> Callable[[Sequence[Array]], Array]:
@@ -122,8 +121,13 @@ def parameters(block: Block, names: Collection[str]) -> tuple[Parameter, Paramet
     return Parameter(sources, make(0), False), Parameter(sources, make(1), False)
 
 
-def _first(tensors: Sequence[Array]) -> Array:
-    return tensors[0]
+def stored(weight: str, bias: str) -> tuple[Parameter, Parameter]:
+    """Weight and bias that a checkpoint has as such, by their names."""
+
+    def make(tensors: Sequence[Array]) -> Array:
+        return tensors[0]
+
+    return Parameter((weight,), make, True), Parameter((bias,), make, True)
 
 
 def fuse(block: Block, tensors: Mapping[str, Array]) -> tuple[Array, Array]:

@@ -33,6 +33,7 @@ def export_as_asked(args: argparse.Namespace, options: Options, progress: Progre
         "--vision-bits": args.vision_bits,
         "--upload-repo": args.upload_repo,
         "--force": args.force and not form.package,
+        "--template": args.template,
     }
     if given := [flag for flag, value in bundle_only.items() if value]:
         raise InputError(f"{given[0]} is for bundles; leave it out with --layout {form.name}")
@@ -41,7 +42,7 @@ def export_as_asked(args: argparse.Namespace, options: Options, progress: Progre
         form.name,
         args.output,
         options,
-        ExportPackage(_size(args.resolutions, form.runtime), args.attention or "batched", args.calibration),
+        ExportPackage(_size(args.resolutions, form.runtime), args.attention, args.calibration),
         args.source_id,
         args.revision,
         args.licence,

@@ -12,7 +12,7 @@ from fastvlm_convert.decoders import LLAVA_FAMILIES, read_decoder, read_stops, t
 from fastvlm_convert.families import FAMILIES, family_of_timm, family_of_tower, vision_config
 from fastvlm_convert.keymap import Layout
 from fastvlm_convert.settings import require as _require
-from fastvlm_mlx.config import ModelConfig, ProjectorConfig, QuantizationConfig, VisionConfig
+from fastvlm_mlx.config import DecoderConfig, ModelConfig, ProjectorConfig, QuantizationConfig, VisionConfig
 from fastvlm_mlx.errors import CheckpointError, ConfigError, FastVLMError
 
 MODEL_TYPES = (*LLAVA_FAMILIES, "fast_vlm")
@@ -43,7 +43,7 @@ def read_config(
         raise CheckpointError(f"{where}: a size is 0; give a checkpoint folder as published") from exc
     except KeyError as exc:
         raise CheckpointError(f"{where} lacks {exc.args[0]!r}; give a checkpoint folder as published") from exc
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, AttributeError) as exc:
         raise CheckpointError(f"{where}: a value has another type than published ({exc})") from exc
     except CheckpointError:
         raise
@@ -63,7 +63,7 @@ def _from_llava(raw: Mapping[str, Any], layout: Layout, name: str, generation: M
             f"mm_hidden_size is {raw['mm_hidden_size']}, {FAMILIES[shown].title} of {vision.embed_dims} "
             f"{'with multi-scale features ' if vision.multi_scale else ''}gives {vision.feature_dim}"
         )
-    aspect, grids = raw.get("image_aspect_ratio"), _grids(raw)
+    grids = _grids(raw)
     family = LLAVA_FAMILIES[raw["model_type"]]
     decoder = read_decoder(raw, family)
     return ModelConfig(
@@ -71,11 +71,9 @@ def _from_llava(raw: Mapping[str, Any], layout: Layout, name: str, generation: M
         decoder=decoder,
         projector=_projector(raw, vision.feature_dim, decoder.hidden_size),
         vision=vision if layout.has_vision else None,
-        context_length=min(raw.get("tokenizer_model_max_length") or 8192, decoder.max_position_embeddings),
+        context_length=_context(raw.get("tokenizer_model_max_length"), decoder),
         eos_token_ids=read_stops(raw, generation, family, decoder.vocab_size),
-        # The official code crops the centre for anything that it doesn't know. It fails for "anyres" without grids:
-        # padding is what comes nearest, and the pipeline warns.
-        aspect=("anyres" if grids else "pad") if aspect == "anyres" else "pad" if aspect == "pad" else "crop",
+        aspect=_aspect(raw, grids),
         grid_pinpoints=grids,
         patch_merge_type=raw.get("mm_patch_merge_type") or "flat",
         quantization=_quantization(raw),
@@ -97,10 +95,37 @@ def _from_transformers(raw: Mapping[str, Any], layout: Layout, name: str, genera
         decoder=decoder,
         projector=ProjectorConfig(vision.feature_dim, decoder.hidden_size),
         vision=vision if layout.has_vision else None,
-        context_length=min(8192, decoder.max_position_embeddings),  # the published models' limit, not stored here
+        context_length=_context(None, decoder),
         eos_token_ids=read_stops(text, generation, family, decoder.vocab_size),
         template=family.template,
     )
+
+
+def _context(asked: int | None, decoder: DecoderConfig) -> int:
+    """Positions of a prompt and its answer: what is asked for, else the published models' limit, as the decoder can."""
+    return min(asked or 8192, int(decoder.max_position_embeddings * decoder.rope_factor))
+
+
+def _aspect(raw: Mapping[str, Any], grids: tuple[tuple[int, int], ...]) -> str:
+    """As the official code: what it doesn't know it crops to the centre; see `image_warning`.
+
+    It fails for "anyres" without grids: padding is what comes nearest.
+    """
+    known = {"pad": "pad", "anyres": "anyres" if grids else "pad"}
+    return known.get(str(raw.get("image_aspect_ratio")), "crop")
+
+
+def image_warning(raw: Mapping[str, Any], where: str) -> str | None:
+    """What a user must know of how a config's images are brought to the encoder; None where nothing is odd."""
+    asked = raw.get("image_aspect_ratio")
+    if asked == "anyres" and not raw.get("image_grid_pinpoints"):
+        return f"{where} asks for AnyRes tiles and names no grid: images are padded unless a call names one"
+    if asked not in ("pad", "anyres", "square", None):
+        return (
+            f"{where}: image_aspect_ratio is {asked!r}; images are cropped to their centre, as the official code does "
+            "with it; if the model was trained on tiles, ask with aspect='anyres' and a grid"
+        )
+    return None
 
 
 def _side_of(tokens: object, shape: VisionConfig) -> int:

@@ -23,6 +23,7 @@ from fastvlm_convert.options import Options
 from fastvlm_convert.pipeline import DEFAULT_HOME, HEADERS_BYTES, Result
 from fastvlm_convert.records import APPLE_PACKAGE, TOOL, Progress, as_json, copy_package, folder_bytes, write_manifest
 from fastvlm_convert.schema import vision_shapes
+from fastvlm_convert.source import Checkpoint
 from fastvlm_convert.vision_package import (
     Gates,
     Request,
@@ -47,12 +48,12 @@ class ExportPackage:
 
     Attributes:
         size: of its images; None for the model's own.
-        attention: its form.
+        attention: its form; None for "batched".
         calibration: a folder of pictures to measure ranges on; None for a built-in set.
     """
 
     size: Size | None = None
-    attention: Attention = "batched"
+    attention: Attention | None = None
     calibration: Path | None = None
 
 
@@ -91,6 +92,7 @@ def export(
     _check_options(form, options, package)
     target = target or DEFAULT_HOME / f"{source.resolve().name}-{form.name}{options.suffix}"
     checkpoint, found, origin = open_any(source, target, base, source_id, revision, progress)
+    _check_carried(form, checkpoint, found, package)
     request = _request(form, found, package, gates)
     made_with = _made_with(form, options, package, request)
     current = _is_current(target, origin, made_with, licence, gates.accepts if request else lambda _: True)
@@ -111,7 +113,8 @@ def export(
 
 def _made_with(form: Form, options: Options, package: ExportPackage, request: Request | None) -> dict[str, object]:
     """What decides the output besides the source, for the manifest."""
-    chosen = asdict(options) | {"layout": form.name, "export_package": asdict(replace(package, calibration=None))}
+    made = replace(package, attention=package.attention or "batched", calibration=None)
+    chosen = asdict(options) | {"layout": form.name, "export_package": asdict(made)}
     return as_json(chosen | ({"calibration": calibration_record(request.pictures)} if request else {}))
 
 
@@ -164,12 +167,21 @@ def _check_options(form: Form, options: Options, package: ExportPackage) -> None
         raise InputError(f"{form.runtime} takes square images; got {package.size.height}x{package.size.width}")
 
 
+def _check_carried(form: Form, checkpoint: Checkpoint, found: Layout, package: ExportPackage) -> None:
+    """Raise InputError where a package is described and the source's own is carried along."""
+    if form.package and not found.has_vision and package != ExportPackage():
+        raise InputError(
+            f"{checkpoint.path} has no vision weights to make a Core ML package of, its own is carried along as it is; "
+            "leave --resolutions, --attention and --calibration out"
+        )
+
+
 def _request(form: Form, found: Layout, package: ExportPackage, gates: Gates) -> Request | None:
     """The package that is to be made, its size still open; None where none is."""
     if not (form.package and found.has_vision):
         return None
     size = package.size or Size(64, 64)  # the model's own is known when its config is read
-    options = PackageOptions((size,), package.attention, min_target=_TARGET, interface="tensor")
+    options = PackageOptions((size,), package.attention or "batched", min_target=_TARGET, interface="tensor")
     return request_package(options, package.calibration, gates)
 
 
@@ -244,6 +256,8 @@ def _changes(found: Layout, plan: ExportPlan, origin: Source, options: Options) 
         changes.append(f"decoder and projector cast to {options.dtype or form.dtype}")
     if options.vision_dtype:
         changes.append(f"FastViTHD cast to {options.vision_dtype}")
+    if plan.folded:
+        changes.append("FastViTHD's folded batch norms and layer scales written as ones that change nothing")
     if form.package and plan.config.vision:
         changes.append("FastViTHD folded into a Core ML package: float16 weights, stages scaled by powers of two")
     if options.width:

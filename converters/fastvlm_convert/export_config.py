@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # What a LLaVA config says that isn't true of the output any more, or is said anew below.
 _NOT_KEPT = (
     "_name_or_path", "auto_map", "dtype", "image_token_index", "mm_vision_config", "quantization",
-    "quantization_config", "torch_dtype", "vision_config",
+    "quantization_config", "rope_parameters", "rope_scaling", "torch_dtype", "vision_config",
 )  # fmt: skip
 _FIXED = {
     "architectures": ["LlavaQwen2ForCausalLM"],
@@ -59,6 +59,8 @@ def make_config(plan: ExportPlan) -> dict[str, Any]:
         "vision_config": {} if packaged or config.vision is None else _vision(config.vision, plan.clip_channels),
         "vocab_size": decoder.vocab_size,
     }
+    if decoder.rope_factor != 1:  # older and newer readers look for the type under different names
+        made["rope_scaling"] = {"factor": decoder.rope_factor, "rope_type": "linear", "type": "linear"}
     if packaged and (shape := _unpublished_shape(config.vision, kept)):
         made["mm_vision_config"] = shape
     if width := config.quantization:

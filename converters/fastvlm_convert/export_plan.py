@@ -8,23 +8,22 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 from tokenizers import Tokenizer
 
+from fastvlm_convert.export_source import package_side
 from fastvlm_convert.export_tokenizer import add_image
+from fastvlm_convert.export_vision import CLIP_CHANNELS, CLIP_HEAD, clip_head, is_folded, plan_tower
 from fastvlm_convert.exports import Form
-from fastvlm_convert.inverse import own_name, own_order, own_shape
+from fastvlm_convert.inverse import own_name
 from fastvlm_convert.keymap import VISION, Layout, Tensor
-from fastvlm_convert.mlx_weights import Output, TensorSpec, plan_decoder
+from fastvlm_convert.mlx_weights import Output, plan_decoder
 from fastvlm_convert.options import DTYPES, Options
 from fastvlm_convert.records import APPLE_PACKAGE
 from fastvlm_convert.schema import vision_shapes
-from fastvlm_convert.source import DTYPES as STORED
 from fastvlm_convert.source import Checkpoint
 from fastvlm_convert.tokenizer import read_tokenizer
 from fastvlm_mlx.config import DOWNSAMPLING, ModelConfig
 from fastvlm_mlx.errors import CheckpointError
 
 HEAD, EMBEDDING, NEWLINE = "lm_head", "model.embed_tokens", "model.image_newline"
-CLIP_HEAD = VISION + "head.proj"  # in published checkpoints, and unused
-CLIP_CHANNELS = 768
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,11 @@ class ExportPlan:
     image_token: int
     side: int
     warnings: tuple[str, ...]
+
+    @property
+    def folded(self) -> bool:
+        """Whether FastViTHD is written from a bundle's folded tensors."""
+        return self.form.layout.has_vision and is_folded(self.tensors)
 
     @property
     def clip_channels(self) -> int:
@@ -102,8 +106,9 @@ def plan_export(
     if form.own_head and config.decoder.tie_word_embeddings:
         outputs += [_renamed(o, form.layout, HEAD) for o in planned if o.sources[0].startswith(EMBEDDING)]
     if form.layout.has_vision:
-        used |= _clip_head(checkpoint)
-        outputs += _vision_outputs(form.layout, used, config, DTYPES.get(options.vision_dtype or ""))
+        assert config.vision
+        used |= clip_head(checkpoint)
+        outputs += plan_tower(form.layout, used, config.vision, DTYPES.get(options.vision_dtype or ""))
     return ExportPlan(form, checkpoint, used, config, outputs, tokenizer, image_token, side, warnings)
 
 
@@ -124,19 +129,42 @@ def _check_model(form: Form, checkpoint: Checkpoint, tensors: Mapping[str, Tenso
             f"{checkpoint.path} has multi-scale features, which {form.runtime} doesn't know; convert it into a bundle "
             "(--layout bundle)"
         )
-    if form.layout.has_vision and not any(name.startswith(VISION) for name in tensors):
-        why = "FastViTHD folded" if config.vision else "no vision weights"
+    if config.decoder.rope_factor != 1 and not form.stretches:
         raise CheckpointError(
-            f"{checkpoint.path} has {why}, and {form.runtime} needs its weights; give the PyTorch checkpoint"
+            f"{checkpoint.path} stretches positions by rope_scaling {config.decoder.rope_factor:g}, at which "
+            f"{form.runtime} stops; convert it into a bundle (--layout bundle)"
         )
+    if form.layout.has_vision:
+        _check_tower(form, checkpoint, tensors, config)
     if config.vision is None and not (checkpoint.path / APPLE_PACKAGE).is_dir():
         raise CheckpointError(
             f"{checkpoint.path} has neither vision weights nor {APPLE_PACKAGE}; give the PyTorch checkpoint"
         )
 
 
+def _check_tower(form: Form, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """Raise CheckpointError unless FastViTHD's tensors can be written: fused, or a bundle's that aren't quantised."""
+    if is_folded(tensors):
+        return
+    if not any(name.startswith(VISION) for name in tensors):
+        why, give = "no vision weights", "the PyTorch checkpoint"
+        if config.vision:
+            why, give = "FastViTHD quantised", "what it was made from, or a bundle made without --quantize-vision"
+        raise CheckpointError(f"{checkpoint.path} has {why}, and {form.runtime} needs its weights; give {give}")
+    if config.vision and any(name not in tensors for name in vision_shapes(config.vision)):
+        raise CheckpointError(
+            f"{checkpoint.path} has convolutions in the branches of training, which {form.runtime} doesn't know; "
+            "convert it into a bundle, and that with --layout"
+        )
+
+
 def _own_side(checkpoint: Checkpoint, config: ModelConfig) -> int:
-    """The side that the weights were trained at, in pixels; Apple's exports have it in the tower's name only."""
+    """The side that the weights were trained at, in pixels.
+
+    Where the source has a package instead, that of its images; Apple's exports have it in the tower's name, too.
+    """
+    if config.vision is None and (packaged := package_side(checkpoint.path / APPLE_PACKAGE)):
+        return packaged
     side = str(checkpoint.config.get("mm_vision_tower")).rpartition("_")[2]
     return int(side) if config.vision is None and side.isdigit() else config.image_size
 
@@ -175,38 +203,3 @@ def _renamed(output: Output, layout: Layout, stem: str | None = None) -> Output:
         return made
 
     return Output(specs, output.sources, make)
-
-
-def _vision_outputs(
-    layout: Layout, tensors: Mapping[str, Tensor], config: ModelConfig, dtype: mx.Dtype | None
-) -> list[Output]:
-    assert config.vision
-    names = vision_shapes(config.vision)
-    outputs = [_vision_output(name, tensors[name], layout, dtype) for name in (*names, CLIP_HEAD) if name in tensors]
-    if CLIP_HEAD not in tensors:  # mlx-vlm wants one, and doesn't use it
-        kept, shape, some = dtype or mx.bfloat16, (config.vision.feature_dim, CLIP_CHANNELS), next(iter(names))
-        spec = TensorSpec(str(own_name(CLIP_HEAD, layout)), shape, kept)
-        outputs.append(Output((spec,), (some,), lambda _: (mx.zeros(shape, kept),)))  # made when `some` is at hand
-    return outputs
-
-
-def _vision_output(name: str, tensor: Tensor, layout: Layout, dtype: mx.Dtype | None) -> Output:
-    """One of FastViTHD's tensors in a layout's order."""
-    order = own_order(name, len(tensor.shape), layout)
-    stored = STORED[tensor.dtype]
-    # Stored in float16 the tower would run in float16, and overflow with the published weights.
-    kept = dtype or (mx.float32 if stored == mx.float16 else stored)
-    spec = TensorSpec(str(own_name(name, layout)), own_shape(name, tensor.shape, layout), kept)
-
-    def make(sources: Sequence[mx.array]) -> tuple[mx.array]:
-        return (order(sources[0].astype(kept)),)
-
-    return Output((spec,), (name,), make)
-
-
-def _clip_head(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """CLIP's head where the source has one, which reading drops."""
-    for source, stored in checkpoint.tensors.items():
-        if source.endswith(".head.proj") and len(stored.shape) == 2:
-            return {CLIP_HEAD: Tensor(CLIP_HEAD, source, stored.shape, stored.dtype)}
-    return {}

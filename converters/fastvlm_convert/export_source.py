@@ -1,6 +1,7 @@
 """What an export is made of: a checkpoint, an adapter with its base, or a bundle of ours.
 
-What a bundle holds is not rounded again, only named and laid out anew; FastViTHD lies there folded.
+What a bundle holds is not rounded again, only named and laid out anew; FastViTHD lies there folded, and is given
+under the bundle's names with FOLDED before them.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from fastvlm_convert.keymap import DECODER_NAMES, PROJECTOR, Layout, Rule, Tensor, map_tensors
+from fastvlm_convert.mil_check import open_package
 from fastvlm_convert.options import Options
 from fastvlm_convert.origin import merge_record, open_source
 from fastvlm_convert.pipeline import read_model
 from fastvlm_convert.records import Progress, check_target
 from fastvlm_convert.source import Checkpoint, TensorFiles
 from fastvlm_convert.vision_weights import from_bundle, from_checkpoint
-from fastvlm_mlx.bundle import DECODER, Bundle
+from fastvlm_mlx.bundle import CONFIG, DECODER, VISION, Bundle
 from fastvlm_mlx.config import ModelConfig, QuantizationConfig, VisionConfig
-from fastvlm_mlx.errors import BundleError, CheckpointError, InputError
+from fastvlm_mlx.errors import BundleError, CheckpointError, FastVLMError, InputError
 from fastvlm_mlx.hub_cache import bundle_format
 from fastvlm_mlx.manifest import Source
+
+FOLDED = "folded."
 
 # The names of decoder.safetensors.
 BUNDLE = Layout(
@@ -38,13 +42,25 @@ BUNDLE = Layout(
 
 
 class BundleSource(Checkpoint):
-    """The decoder and projector of a bundle as a checkpoint's tensors; `bundle` has the rest."""
+    """The tensors of a bundle as a checkpoint's; `bundle` has the rest."""
 
     def __init__(self, path: Path) -> None:
         """Open the bundle, whose files are checked by their hashes; errors as `Bundle.open`."""
         self.bundle = Bundle.open(path)
         self.path, self.config, self.adapter = path, {}, None
-        TensorFiles.__init__(self, [path / DECODER])
+        self.config_file = path / CONFIG
+        files = [path / DECODER, *([path / VISION] if self.bundle.config.vision else [])]
+        TensorFiles.__init__(self, files)
+        here = [stored for stored in self.tensors.values() if stored.shard == path / VISION]
+        packed = any(stored.name.endswith(".scales") for stored in here)  # no weights that can be written elsewhere
+        self.folded = (
+            {}
+            if packed
+            else {
+                FOLDED + stored.name: Tensor(FOLDED + stored.name, stored.name, stored.shape, stored.dtype)
+                for stored in here
+            }
+        )
 
 
 def open_any(
@@ -80,7 +96,7 @@ def read_any(
         )
     if width:
         config = replace(config, quantization=QuantizationConfig(width.bits, width.group_size))
-    return map_tensors(opened, BUNDLE)[0], config, []
+    return map_tensors(opened, BUNDLE)[0] | opened.folded, config, []
 
 
 def read_vision(opened: Checkpoint, tensors: Mapping[str, Tensor], config: VisionConfig) -> dict[str, np.ndarray]:
@@ -97,6 +113,16 @@ def read_vision(opened: Checkpoint, tensors: Mapping[str, Tensor], config: Visio
         raise CheckpointError(
             f"the vision weights of {opened.path} are rounded; give the checkpoint that it was made from"
         ) from exc
+
+
+def package_side(package: Path) -> int | None:
+    """Side of the square images, in pixels, that a Core ML package takes; None where that can't be read."""
+    try:
+        opened = open_package(package)
+    except FastVLMError:  # no package, none that the checker knows, or coremltools isn't there
+        return None
+    given = opened.functions[opened.default_function].inputs[0].shape
+    return given[-1] if len(given) == 4 and given[-1] == given[-2] > 0 else None
 
 
 def earlier_changes(opened: Checkpoint, origin: Source) -> tuple[str, ...]:

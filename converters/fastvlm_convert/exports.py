@@ -33,6 +33,7 @@ class Form:
         image_token: id that stands for an image; None for one that the tokenizer has, or gets.
         processor: names of the processor and of its part for images.
         features: (tokens, channels) of the only features that the runtime takes; None for any.
+        stretches: it takes positions stretched by linear rope scaling.
         vision_shape: (layers, embed_dims) of the only FastViTHD that it builds; None for any.
     """
 
@@ -44,6 +45,7 @@ class Form:
     own_head: bool
     image_token: int | None
     processor: tuple[str, str]
+    stretches: bool = False
     features: tuple[int, int] | None = None
     vision_shape: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
@@ -72,6 +74,7 @@ FORMS = {
             own_head=False,
             image_token=-200,  # what its processor writes, whatever the config says
             processor=("FastVLMProcessor", "FastVLMImageProcessor"),
+            stretches=True,
             vision_shape=PUBLISHED_VISION,
         ),
     )

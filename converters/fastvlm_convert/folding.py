@@ -20,6 +20,7 @@ from fastvlm_convert.branches import (
     network_blocks,
     parameters,
     stage_indices,
+    stored,
 )
 from fastvlm_convert.families import FAMILIES
 from fastvlm_convert.keymap import VISION
@@ -76,7 +77,9 @@ def fold_vision(config: VisionConfig, names: Collection[str] = ()) -> list[Folde
                 out += _attention(f"{target}.mixer", source, config.norm)
                 out += _ffn(f"{target}.ffn", f"{source}.convffn", f"{source}.layer_scale_2")
         if config.pools(stage) and config.multi_scale and config.multi_scale.pooling == "depthwise":
-            out += _convolution(f"stages.{stage}.pool", _stored(f"multi_scale.{stage}"))
+            out += _convolution(
+                f"stages.{stage}.pool", stored(f"multi_scale.{stage}.weight", f"multi_scale.{stage}.bias")
+            )
     out += _convolution("expand.depthwise", pairs["conv_exp"])
     out += _matrix("expand.reduce", "conv_exp.se.reduce")
     out += _matrix("expand.expand", "conv_exp.se.expand")
@@ -105,15 +108,6 @@ def matrix(weight: Array) -> Array:
     return weight.reshape(weight.shape[:2])
 
 
-def _same(tensors: Sequence[Array]) -> Array:
-    return tensors[0]
-
-
-def _stored(source: str) -> tuple[Parameter, Parameter]:
-    """Weight and bias of a layer that has no branches."""
-    return Parameter((f"{source}.weight",), _same, True), Parameter((f"{source}.bias",), _same, True)
-
-
 def _convolution(target: str, pair: tuple[Parameter, Parameter], pixel_scale: bool = False) -> list[Folded]:
     weight, bias = pair
     factor = PIXEL_MAX if pixel_scale else 1.0
@@ -139,7 +133,7 @@ def _pointwise(target: str, pair: tuple[Parameter, Parameter]) -> list[Folded]:
 def _matrix(target: str, source: str, scale: str | None = None) -> list[Folded]:
     """A 1x1 convolution or linear layer; `scale` is the layer scale of its output channels."""
     if scale is None:
-        return _pointwise(target, _stored(source))
+        return _pointwise(target, stored(f"{source}.weight", f"{source}.bias"))
     return [
         Folded(
             f"{target}.weight",

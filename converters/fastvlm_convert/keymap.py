@@ -7,8 +7,9 @@ only them. Rules are tried in order; the first that matches wins; a name that no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import mlx.core as mx
 
@@ -193,18 +194,14 @@ def map_tensors(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tenso
     Raises:
         CheckpointError: two source tensors would get the same name.
     """
-    rules, parts = ([(re.compile(r.pattern), r.replacement) for r in listed] for listed in (layout.rules, layout.parts))
     mapped: dict[str, Tensor] = {}
     unknown: list[str] = []
     for source, stored in checkpoint.tensors.items():
-        name = _rename(source, rules)
+        name = llava_name(source, layout)
         if name is None:
             unknown.append(source)
         if not name:
             continue
-        if name.startswith(VISION):
-            for pattern, replacement in parts:
-                name = pattern.sub(replacement, name)
         if name in mapped:
             raise CheckpointError(f"{source} and {mapped[name].source} are both {name}; the checkpoint mixes layouts")
         shape, transform = _torch_order(name, stored.shape, layout)
@@ -212,12 +209,27 @@ def map_tensors(checkpoint: Checkpoint, layout: Layout) -> tuple[dict[str, Tenso
     return mapped, unknown
 
 
-def _rename(source: str, rules: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
-    """A source name's LLaVA name; "" for one to drop, None for one that no rule knows."""
+def llava_name(source: str, layout: Layout) -> str | None:
+    """A name's LLaVA name by a layout's rules; "" for one to drop, None for one that no rule knows.
+
+    Args:
+        source: the name, as the layout has it.
+        layout: whose rules count.
+    """
+    rules, parts = _compiled(layout)
     for pattern, replacement in rules:
         if match := pattern.fullmatch(source):
-            return match.expand(replacement)
+            name = match.expand(replacement)
+            for part, other in parts if name.startswith(VISION) else ():
+                name = part.sub(other, name)
+            return name
     return None
+
+
+@cache
+def _compiled(layout: Layout) -> tuple[list[tuple[re.Pattern[str], str]], ...]:
+    """A layout's rules, and those for parts of a name."""
+    return tuple([(re.compile(r.pattern), r.replacement) for r in listed] for listed in (layout.rules, layout.parts))
 
 
 def _torch_order(

@@ -86,22 +86,34 @@ def read_lora_config(folder: Path) -> LoraConfig:
         )
     try:
         return _parse(raw)
-    except (TypeError, ValueError, AttributeError, re.error) as exc:
+    except (TypeError, ValueError, AttributeError, OverflowError, re.error) as exc:
         raise CheckpointError(f"{path}: a value has another type than PEFT writes ({exc})") from exc
 
 
 def _parse(raw: Mapping[str, Any]) -> LoraConfig:
-    config = LoraConfig(
-        rank=int(raw.get("r", 8)),
-        alpha=float(raw.get("lora_alpha", 8)),
-        rslora=bool(raw.get("use_rslora")),
-        rank_pattern={re.compile(k).pattern: int(v) for k, v in (raw.get("rank_pattern") or {}).items()},
-        alpha_pattern={re.compile(k).pattern: float(v) for k, v in (raw.get("alpha_pattern") or {}).items()},
-        base=raw.get("base_model_name_or_path"),
+    base, rslora = raw.get("base_model_name_or_path"), raw.get("use_rslora")
+    if not isinstance(base, str | None) or not isinstance(rslora, bool | None):
+        raise TypeError(f"base_model_name_or_path {base!r}, use_rslora {rslora!r}")
+    return LoraConfig(
+        rank=_rank(raw.get("r", 8)),
+        alpha=_alpha(raw.get("lora_alpha", 8)),
+        rslora=bool(rslora),
+        rank_pattern={re.compile(k).pattern: _rank(v) for k, v in (raw.get("rank_pattern") or {}).items()},
+        alpha_pattern={re.compile(k).pattern: _alpha(v) for k, v in (raw.get("alpha_pattern") or {}).items()},
+        base=base,
     )
-    if small := [rank for rank in (config.rank, *config.rank_pattern.values()) if rank < 1]:
-        raise ValueError(f"a rank of {small[0]}")
-    return config
+
+
+def _rank(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"a rank of {value!r}")
+    return value
+
+
+def _alpha(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"an alpha of {value!r}")
+    return float(value)
 
 
 def _matching(patterns: Mapping[str, _T], module: str, default: _T) -> _T:

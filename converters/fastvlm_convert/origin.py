@@ -9,7 +9,6 @@ from fastvlm_convert.keymap import Layout, detect_layout
 from fastvlm_convert.lora import open_checkpoint
 from fastvlm_convert.records import Progress, check_target, hash_source
 from fastvlm_convert.source import Checkpoint
-from fastvlm_mlx.bundle import CONFIG
 from fastvlm_mlx.manifest import Source
 
 
@@ -46,5 +45,5 @@ def merge_record(origin: Source) -> tuple[str, ...]:
 
 def _layout_of(checkpoint: Checkpoint) -> Layout:
     """The layout of a FastVLM; another kind of model is told first."""
-    check_model_type(checkpoint.config, str(checkpoint.path / CONFIG))
+    check_model_type(checkpoint.config, str(checkpoint.config_file))
     return detect_layout(checkpoint.tensors, checkpoint.path)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from fastvlm_convert.configs import read_config
+from fastvlm_convert.configs import image_warning, read_config
 from fastvlm_convert.families import FAMILIES
 from fastvlm_convert.folding import describe_folding
 from fastvlm_convert.keymap import Layout, Tensor, map_tensors
@@ -37,7 +37,7 @@ from fastvlm_convert.records import (
     write_manifest,
 )
 from fastvlm_convert.source import Checkpoint, read_json
-from fastvlm_convert.tokenizer import prefixes_after_special, read_tokenizer
+from fastvlm_convert.tokenizer import check_template, prefixes_after_special, read_tokenizer
 from fastvlm_convert.verify import verify_bundle
 from fastvlm_convert.vision_package import (
     REMEDY,
@@ -117,6 +117,7 @@ def convert(
     tokenizer = read_tokenizer(checkpoint.path)  # a damaged one is known before anything is written
     if tokenizer:
         config = dataclasses.replace(config, prefix_after_special=prefixes_after_special(checkpoint.path, tokenizer))
+        warnings += check_template(tokenizer, config.template, options.template is not None)
     plan = _plan(tensors, config, options)
     total = _require_room(target, checkpoint.path, plan, options)
     with replaced_folder(target) as folder:
@@ -164,18 +165,18 @@ def read_model(
     """
     generation_file = checkpoint.path / "generation_config.json"
     generation = read_json(generation_file) if generation_file.exists() else {}
-    where = str(checkpoint.path / CONFIG)
+    where = str(checkpoint.config_file)
     config = read_config(checkpoint.config, layout, name, where, generation)
     tensors, unknown = map_tensors(checkpoint, layout)
     if config.quantization and options.width:
         raise CheckpointError(
             f"{checkpoint.path} is quantised already ({config.quantization.bits} bits); convert it without -q"
         )
-    warnings = []
-    if checkpoint.config.get("image_aspect_ratio") == "anyres" and not config.grid_pinpoints:
-        warnings.append(f"{where} asks for AnyRes tiles and names no grid: images are padded unless a call names one")
+    odd = image_warning(checkpoint.config, where)
+    warnings = [odd] if odd else []
     tied = _head_is_tied(checkpoint, tensors)
-    if tied != config.decoder.tie_word_embeddings:
+    # "Not tied" is true of a file that holds the head besides the embedding, also where both are the same.
+    if tied != config.decoder.tie_word_embeddings and not (tied and "lm_head.weight" in tensors):
         found = "has no head besides the embedding" if tied else "has a head that differs from the embedding"
         warnings.append(
             f"{where} says tie_word_embeddings={not tied}, but the checkpoint {found}; going by the tensors"

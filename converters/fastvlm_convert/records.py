@@ -26,7 +26,6 @@ _SMALL = (
     "vocab.json",
     "merges.txt",
     "added_tokens.json",
-    "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",

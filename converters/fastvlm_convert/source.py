@@ -76,6 +76,7 @@ class Checkpoint(TensorFiles):
     Attributes:
         path: the folder.
         config: the parsed config.json.
+        config_file: where that came from.
         adapter: what was merged into the tensors that it gives; None for the checkpoint as it lies there.
     """
 
@@ -89,7 +90,8 @@ class Checkpoint(TensorFiles):
         if not path.is_dir():
             raise CheckpointError(f"no checkpoint folder at {path}; give the folder that holds config.json")
         self.path = path
-        self.config = read_json(path / "config.json")
+        self.config_file = path / "config.json"
+        self.config = read_json(self.config_file)
         self.adapter: AdapterRecord | None = None
         super().__init__(_shards(path))
 

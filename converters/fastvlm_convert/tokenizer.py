@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from fastvlm_convert.sentencepiece_model import read_sentencepiece
 from fastvlm_convert.source import read_json
-from fastvlm_mlx.errors import CheckpointError, MissingDependencyError
+from fastvlm_mlx.errors import CheckpointError, InputError, MissingDependencyError
+from fastvlm_mlx.template import TEMPLATES, special_tokens
 
 # Qwen2's and Qwen2.5's split into words before byte pair encoding.
 # Source: Qwen/Qwen2-0.5B tokenizer.json; published FastVLM repositories ship vocab.json + merges.txt only.
@@ -38,6 +39,29 @@ def read_tokenizer(path: Path) -> Tokenizer | None:
     except Exception as exc:  # tokenizers raises bare Exception
         raise CheckpointError(f"the tokenizer files of {path} are damaged ({exc}); download them again") from exc
     return None
+
+
+def check_template(tokenizer: Tokenizer, name: str, asked: bool) -> list[str]:
+    """Whether conversations can be written as a template says.
+
+    Args:
+        tokenizer: the source's.
+        name: of `fastvlm_mlx.template.TEMPLATES`.
+        asked: whether the user chose it; then it must fit.
+
+    Returns:
+        Warnings: it lacks special tokens, so that the bundle takes prompts as ids only.
+
+    Raises:
+        InputError: it lacks them, and the user chose the template.
+    """
+    lacking = [token for token in special_tokens(name) if tokenizer.token_to_id(token) is None]
+    if not lacking:
+        return []
+    found = f"template {name} needs {', '.join(lacking)}, which the source's tokenizer doesn't have"
+    if asked:
+        raise InputError(f"{found}; leave --template out, or choose another of {', '.join(TEMPLATES)}")
+    return [f"{found}: the bundle takes prompts as ids only, unless it is converted with another --template"]
 
 
 def prefixes_after_special(path: Path, tokenizer: Tokenizer) -> bool:

@@ -101,6 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", help="bundle folder, or a name of `fastvlm models` that is on this machine")
     parser.add_argument("--resolutions", metavar="LIST", help="such as 256,1024x576 (default: all in the package)")
     parser.add_argument("--checkpoint", type=Path, help="the bundle's source, where its own vision weights are rounded")
+    parser.add_argument(
+        "--base", type=Path, metavar="CKPT", help="with an adapter as --checkpoint: what it was trained on"
+    )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     add_common(parser)
     return parser
@@ -115,9 +118,11 @@ def _verify(args: argparse.Namespace) -> None:
     from fastvlm_mlx.accelerate import prepare_cpu
 
     prepare_cpu()
+    if args.base is not None and args.checkpoint is None:
+        raise InputError("--base is what the adapter at --checkpoint was trained on; give both, or leave --base out")
     sizes = Size.parse_list(args.resolutions) if args.resolutions is not None else None
     path = hub.resolve(args.bundle, local_files_only=True)
-    checks = verify_bundle(path, sizes, args.checkpoint, say=lambda step: print(step, file=sys.stderr))
+    checks = verify_bundle(path, sizes, args.checkpoint, say=lambda step: print(step, file=sys.stderr), base=args.base)
     print(json.dumps([dataclasses.asdict(c) for c in checks], indent=2) if args.json else describe_checks(checks))
     raise_failures(checks, "convert the checkpoint again")
 

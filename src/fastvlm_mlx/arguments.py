@@ -103,10 +103,8 @@ def _add_video(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a video, an animation or a folder of frames; comes after the images; may be given several times",
     )
-    group.add_argument("--frames", type=int, default=FRAMES, metavar="N", help=f"of each video (default: {FRAMES})")
-    group.add_argument(
-        "--sampling", choices=SAMPLINGS, default="uniform", help="evenly (default), or where the picture changes"
-    )
+    group.add_argument("--frames", type=int, metavar="N", help=f"of each video (default: {FRAMES})")
+    group.add_argument("--sampling", choices=SAMPLINGS, help="evenly (default), or where the picture changes")
 
 
 def _add_models(_: argparse.ArgumentParser) -> None:

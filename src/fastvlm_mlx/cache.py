@@ -65,12 +65,13 @@ class Node:
         parent: None for the root, which has no positions.
         children: by the first of their keys.
         used: when it was last asked for; larger is later.
+        made: when it was first kept.
     """
 
-    __slots__ = ("children", "keys", "parent", "rows", "used")
+    __slots__ = ("children", "keys", "made", "parent", "rows", "used")
 
-    def __init__(self, keys: np.ndarray, rows: Rows, parent: Node | None, used: int) -> None:
-        self.keys, self.rows, self.parent, self.used = keys, rows, parent, used
+    def __init__(self, keys: np.ndarray, rows: Rows, parent: Node | None, used: int, made: int) -> None:
+        self.keys, self.rows, self.parent, self.used, self.made = keys, rows, parent, used, made
         self.children: dict[bytes, Node] = {}
 
     @property
@@ -84,16 +85,19 @@ class PrefixCache:
 
     Args:
         max_bytes: of all rows and keys; 0 keeps nothing.
+
+    Attributes:
+        clock: how often something was asked for or kept; nodes are marked with it.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._clock = itertools.count()
+        self.clock = 0
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
-        self._root = Node(np.zeros((0, 3), np.int64), [], None, 0)
+        self._root = Node(np.zeros((0, 3), np.int64), [], None, 0, 0)
         self._nbytes = 0
 
     @property
@@ -104,6 +108,22 @@ class PrefixCache:
     def match(self, keys: np.ndarray) -> int:
         """How many of the first positions are known."""
         return sum(length for _, length in self._walk(keys))
+
+    def use(self, keys: np.ndarray) -> int:
+        """As `match`, for somebody who will want them."""
+        found = self._walk(keys)
+        self._mark(found)
+        return sum(length for _, length in found)
+
+    def used_since(self, keys: np.ndarray, clock: int) -> int:
+        """How many of the first positions somebody asked for after a moment of `clock`."""
+        found = itertools.takewhile(lambda step: step[0].used > clock, self._walk(keys))
+        return sum(length for _, length in found)
+
+    def older_than(self, keys: np.ndarray, clock: int) -> int:
+        """How many of the first positions were known at a moment of `clock`."""
+        found = itertools.takewhile(lambda step: step[0].made <= clock, self._walk(keys))
+        return sum(length for _, length in found)
 
     def take(self, keys: np.ndarray, blocks: int) -> list[KVCache]:
         """A cache that holds the rows of the longest known beginning, without the last position.
@@ -117,10 +137,8 @@ class PrefixCache:
         Returns:
             A cache for each block, the caller's own: what he appends changes nothing here.
         """
+        self._mark(self._walk(keys))
         found = self._walk(keys[:-1])
-        used = next(self._clock)
-        for node, _ in found:
-            node.used = used
         caches = [KVCache() for _ in range(blocks)]
         for index, cache in enumerate(caches if found else ()):
             parts = [(node.rows[index], length) for node, length in found]
@@ -141,18 +159,17 @@ class PrefixCache:
             return
         assert all(len(node.rows) == len(caches) for node in self._root.children.values()), "rows of all blocks"
         found = self._walk(keys)
-        node, start = self._root, 0
-        used = next(self._clock)
-        for node, length in found:
-            node.used = used
-            start += length
+        used = self._mark(found)
+        start = sum(length for _, length in found)
+        node = found[-1][0] if found else self._root
         if found and found[-1][1] < len(node.keys):
             node = self._split(node, found[-1][1])
+            node.used = used
         new = []
         for first, last in itertools.pairwise([start, *(c for c in sorted(cuts) if start < c < len(keys)), len(keys)]):
             rows = [_slice(cache, first, last) for cache in caches] if last > first else []
             if rows:
-                node = self._attach(node, keys[first:last].copy(), rows, used)
+                node = self._attach(node, keys[first:last].copy(), rows, used, used)
                 new.append(node)
         self._shrink()
         # Now, or they would hold the caller's whole buffers; what was dropped at once is never copied.
@@ -207,8 +224,16 @@ class PrefixCache:
             node = child
         return found
 
-    def _attach(self, parent: Node, keys: np.ndarray, rows: Rows, used: int) -> Node:
-        node = Node(keys, rows, parent, used)
+    def _mark(self, found: list[tuple[Node, int]]) -> int:
+        """Nodes are used now, and not one of which only a part is: `put` cuts it and marks that part."""
+        self.clock += 1
+        for node, length in found:
+            if length == len(node.keys):
+                node.used = self.clock
+        return self.clock
+
+    def _attach(self, parent: Node, keys: np.ndarray, rows: Rows, used: int, made: int) -> Node:
+        node = Node(keys, rows, parent, used, made)
         parent.children[keys[0].tobytes()] = node
         self._nbytes += node.nbytes
         return node
@@ -217,8 +242,9 @@ class PrefixCache:
         """Cut a node in two; returns the first part, which has its place."""
         assert node.parent
         self._nbytes -= node.nbytes
-        head = self._attach(node.parent, node.keys[:length].copy(), _part(node.rows, 0, length), node.used)
-        tail = self._attach(head, node.keys[length:].copy(), _part(node.rows, length, len(node.keys)), node.used)
+        times, end = (node.used, node.made), len(node.keys)
+        head = self._attach(node.parent, node.keys[:length].copy(), _part(node.rows, 0, length), *times)
+        tail = self._attach(head, node.keys[length:].copy(), _part(node.rows, length, end), *times)
         tail.children = node.children
         for child in tail.children.values():
             child.parent = tail

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastvlm_mlx.bundle import MANIFEST
-from fastvlm_mlx.errors import DiskSpaceError, ImageError, InputError
+from fastvlm_mlx.errors import ContextLengthError, DiskSpaceError, FastVLMError, ImageError, InputError
 from fastvlm_mlx.manifest import Manifest
 from fastvlm_mlx.types import BATCH_SIZE, IMAGE_SUFFIXES, GenerationOptions
 
@@ -216,7 +216,7 @@ def answer_images(
     folder: Path,
     names: Sequence[str],
     job: Job,
-    unreadable: Callable[[str, ImageError], object],
+    unreadable: Callable[[str, FastVLMError], object],
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[tuple[str, dict[str, object]]]:
     """Answer for each image, several at a time; images are read in threads, ahead of their turn.
@@ -229,7 +229,7 @@ def answer_images(
         folder: where the images are.
         names: paths within it.
         job: what to ask, and how.
-        unreadable: called for an image that can't be read, which is then left out.
+        unreadable: called for an image that can't be read or fills the context, which is then left out.
         batch_size: answers that are decoded together.
 
     Yields:
@@ -238,11 +238,18 @@ def answer_images(
     from fastvlm_mlx.batch import Request, decode_together
 
     begun: list[str] = []
+    smallest = model.view(job.resolution, job.aspect, job.grid).tokens or 1
+    model.positions(job.prompt, [smallest], job.system)  # an error here is one of every image
 
     def requests() -> Iterator[Request]:
         for name, picture in _read_ahead(model, folder, names, job, unreadable, batch_size):
+            try:
+                spans = model.positions(job.prompt, [picture.tokens], job.system)
+            except ContextLengthError as exc:  # the next one may be of another shape
+                unreadable(name, exc)
+                continue
             begun.append(name)
-            yield Request(model.positions(job.prompt, [picture.tokens], job.system), [picture])
+            yield Request(spans, [picture])
 
     for number, result in decode_together(model, requests(), job.options, batch_size):
         answer: dict[str, object] = {"text": result.text, "finish_reason": result.finish_reason}
@@ -254,7 +261,7 @@ def _read_ahead(
     folder: Path,
     names: Sequence[str],
     job: Job,
-    unreadable: Callable[[str, ImageError], object],
+    unreadable: Callable[[str, FastVLMError], object],
     batch_size: int,
 ) -> Iterator[tuple[str, Picture]]:
     """Pictures in order, decoded in threads a little ahead of their use."""
@@ -271,7 +278,7 @@ def _read_ahead(
                 name, opened = waiting.popleft()
                 try:
                     picture = opened.result()
-                except ImageError as exc:
+                except (ImageError, ContextLengthError) as exc:
                     unreadable(name, exc)
                     continue
                 if vision.runs_beside:

@@ -15,6 +15,7 @@ from fastvlm_mlx.commands import run
 from fastvlm_mlx.converter import FORWARDED, run_converter
 from fastvlm_mlx.errors import ImageError, InputError
 from fastvlm_mlx.files import file_at
+from fastvlm_mlx.types import FRAMES
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
@@ -89,6 +90,8 @@ def _images(names: Sequence[str]) -> list[ImageInput]:
     if names.count("-") > 1:
         raise InputError("--image - reads stdin to its end, so it can be given once only")
     for name in names:  # before a model is downloaded or loaded for nothing
+        if not name:
+            raise InputError("--image has an empty name; give a file")
         if name != "-" and not Path(name).expanduser().exists():
             raise ImageError(f"image {name} doesn't exist; check the path")
     return [sys.stdin.buffer.read() if name == "-" else name for name in names]
@@ -98,9 +101,16 @@ def _frames(args: argparse.Namespace) -> list[Frame]:
     """Of all videos; before a model is downloaded or loaded for nothing."""
     if not args.video:
         return []
-    from fastvlm_mlx.video import read_frames
+    from fastvlm_mlx.video import MAX_PIXELS, read_frames
 
-    return [frame for name in args.video for frame in read_frames(name, args.frames, args.sampling)]
+    frames, sampling = _choice(args)
+    share = MAX_PIXELS // len(args.video)  # or several would take several times the memory
+    return [frame for name in args.video for frame in read_frames(name, frames, sampling, share)]
+
+
+def _choice(args: argparse.Namespace) -> tuple[int, str]:
+    """How many frames of a video, and which."""
+    return FRAMES if args.frames is None else args.frames, args.sampling or "uniform"
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -109,6 +119,8 @@ def _generate(args: argparse.Namespace) -> None:
 
     if not args.image and not args.video and args.prompt is None:
         raise InputError("give --image FILE, --prompt TEXT, or both; --video FILE for frames of a video")
+    if not args.video and (args.frames, args.sampling) != (None, None):
+        raise InputError("--frames and --sampling choose frames of a video; give --video FILE, too, or leave them out")
     options = _options(args)
     GenerationOptions(**options)  # before a model is loaded for nothing
     _check_grid(args)
@@ -154,7 +166,8 @@ def _chat(args: argparse.Namespace) -> None:
         chat = model.load_chat(args.load, **view, overflow=args.overflow)
     else:
         chat = model.chat(images, system=args.system, **view, overflow=args.overflow or "drop")
-    read_video = partial(read_frames, frames=args.frames, sampling=args.sampling)
+    frames, sampling = _choice(args)
+    read_video = partial(read_frames, frames=frames, sampling=sampling)
     Terminal(chat, options, format_stats, _show, read_video).run(read_lines())
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastvlm_mlx.bundle import CONFIG, QUANTIZED_BITS
 from fastvlm_mlx.caption import AnswerFile, Job, answer_images, files_digest, find_images, merge_parts, part_of
 from fastvlm_mlx.config import DecoderConfig, ModelConfig, check_side
-from fastvlm_mlx.errors import FastVLMError, ImageError, InputError
+from fastvlm_mlx.errors import FastVLMError, InputError
 from fastvlm_mlx.template import CHATML, Template, find_template
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def caption(args: argparse.Namespace, options: GenerationOptions) -> None:
 
     Raises:
         InputError: no images, or a file with answers of another job. UnreadableError: at the end, if there were
-            images that can't be read. Others as `load`.
+            images that can't be read or that fill the context. Others as `load`.
     """
     from fastvlm_mlx.hub import resolve
     from fastvlm_mlx.views import view_of
@@ -104,7 +104,7 @@ def caption(args: argparse.Namespace, options: GenerationOptions) -> None:
         merge_parts(out, job)
     print(f"{out}: {len(todo) - len(failed)} images answered, {len(known)} were before")
     if failed:
-        raise UnreadableError(f"{len(failed)} of {len(names)} images can't be read, the others are in {out}")
+        raise UnreadableError(f"{len(failed)} of {len(names)} images are left out, the others are in {out}")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -154,7 +154,7 @@ def _answer(
 
     with tqdm(total=len(names), unit="image", disable=True if quiet else None) as bar:
 
-        def unreadable(name: str, error: ImageError) -> None:
+        def unreadable(name: str, error: FastVLMError) -> None:
             failed.append(name)
             bar.write(f"fastvlm: {name} is skipped: {error}", file=sys.stderr)
             bar.update()

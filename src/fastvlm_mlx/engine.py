@@ -82,7 +82,7 @@ class Engine:
     def look(self, spans: Sequence[Span], pictures: Sequence[Picture]) -> None:
         """Compute and keep a prompt's rows, but no logits: what will come after it isn't known yet."""
         keys = position_keys(spans, [picture.digest for picture in pictures])
-        if self.prefixes.match(keys) == len(keys):
+        if self.prefixes.use(keys) == len(keys):
             return
         cache = self.prefixes.take(keys, len(self.decoder.layers))
         images = self._see(spans, pictures, cache, Clock(), GenerationOptions())

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
@@ -19,19 +20,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fastvlm_mlx.config import DOWNSAMPLING, check_side
 from fastvlm_mlx.errors import ImageError, InputError
 from fastvlm_mlx.types import ASPECTS, Frame
+from fastvlm_mlx.vision_config import LEAST_DOWNSAMPLING
 
 if TYPE_CHECKING:
     from fastvlm_mlx.types import ImageInput, ImageInputs
 
 MAX_PIXELS = 500_000_000  # the official code's limit; Pillow's own refuses 200-megapixel phones
 MAX_SIDE = 65_536  # pixels; pictures of one row and a million columns have no use and cost gigabytes
-LARGER_BY = 1.02  # a side that aspect "native" takes for a multiple of 64, to what is left of it
+LARGER_BY = 1.02  # a side that aspect "native" takes for whole positions, to what is left of it
 _BAND_ROWS = 512  # rows of the padded square that exist at a time
 _OPENING = threading.Lock()
 _BICUBIC = Image.Resampling.BICUBIC
 
 
-def preprocess(image: ImageInput, resolution: int = 1024, aspect: str = "pad") -> np.ndarray:
+def preprocess(
+    image: ImageInput, resolution: int = 1024, aspect: str = "pad", downsampling: int | None = None
+) -> np.ndarray:
     """Load an image and bring it to the encoder's size.
 
     Args:
@@ -41,20 +45,23 @@ def preprocess(image: ImageInput, resolution: int = 1024, aspect: str = "pad") -
         resolution: side of the result in pixels, a multiple of 64, or of 32 for FastViT; for "native" its longer side.
         aspect: "pad" to a black square (the official predict.py, bit for bit), "crop" the centre after
             resizing the shortest edge (the published model card, Apple's app), "stretch", or "native": the
-            picture's own shape, as far as multiples of 64 have it (no published model was trained for it).
+            picture's own shape, as far as whole positions have it (no published model was trained for it).
+        downsampling: pixels per side of a position, the model's: 64, FastViT's 32; "native" makes multiples of it.
+            Default 64, or 32 where `resolution` is a multiple of that alone.
 
     Returns:
         (S, S, 3) uint8, RGB, row-major; for "native" (H, W, 3), see `native_size`.
 
     Raises:
         ImageError: missing, unreadable, no image, above 65,536 px a side or 500 megapixels.
-        ResolutionError: a multiple of neither.
+        ResolutionError: a multiple of neither, or not of `downsampling`.
         InputError: unknown aspect, or "anyres", which makes several squares; see `vision.anyres.cut`.
     """
-    check_view(resolution, aspect)
+    check_view(resolution, aspect, downsampling)
     if aspect == "anyres":
         raise InputError("one square is made here, and aspect 'anyres' makes tiles; use vision.anyres.cut, or a model")
-    return fit(open_image(image), resolution, aspect)
+    position = downsampling or (LEAST_DOWNSAMPLING if resolution % DOWNSAMPLING else DOWNSAMPLING)
+    return fit(open_image(image), resolution, aspect, position)
 
 
 def fit(picture: Image.Image, resolution: int, aspect: str, downsampling: int = DOWNSAMPLING) -> np.ndarray:
@@ -147,7 +154,7 @@ def name_of(image: ImageInput) -> str:
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
         raise ImageError(f"an image array must be (H, W, 3) uint8 RGB, got {array.shape} {array.dtype}")
-    _check_size(array.shape[1], array.shape[0], "the image array")
+    check_size(array.shape[1], array.shape[0], "the image array")
     return Image.fromarray(np.ascontiguousarray(array))
 
 
@@ -158,12 +165,13 @@ def file_of(name: str) -> str:
     return os.path.expanduser(name)  # noqa: PTH111 (Path.expanduser raises for an unknown ~user)
 
 
-def _open(source: str | IO[bytes]) -> Image.Image:
-    """Image.open without Pillow's limit on pixels, which is checked here by another."""
+@contextmanager
+def unlimited() -> Iterator[None]:
+    """Without Pillow's limit on pixels: `check_size` has another."""
     with _OPENING:
         theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(source)
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = theirs
 
@@ -172,7 +180,9 @@ def _decode(source: str | IO[bytes] | Image.Image, name: str) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             return _to_rgb(source, name)
-        with _open(source) as picture:
+        with unlimited():
+            opened = Image.open(source)
+        with opened as picture:
             return _to_rgb(picture, name)
     except FileNotFoundError as exc:
         raise ImageError(f"{name} doesn't exist; check the path") from exc
@@ -186,7 +196,8 @@ def _decode(source: str | IO[bytes] | Image.Image, name: str) -> Image.Image:
         raise ImageError(f"{name} can't be decoded ({exc}); it may be truncated or damaged") from exc
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def check_size(width: int, height: int, name: str) -> None:
+    """Raise ImageError for a picture beyond our limits; `name` is what it is called."""
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise ImageError(
             f"{name} is too large, {width} x {height} px; the limit is {MAX_SIDE} px a side and "
@@ -196,7 +207,7 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     """Upright, opaque, 8-bit RGB."""
-    _check_size(*picture.size, name)
+    check_size(*picture.size, name)
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
         return _from_deep_gray(picture, name)

@@ -141,6 +141,7 @@ class FastVLM(Core):
 
         Args:
             frames: gives images, as in `generate`, which it doesn't change later. It sets the pace and is read ahead.
+                One that can't be decoded is left out, logged by "fastvlm_mlx" and counted as dropped.
             prompt: the question, as in `generate`, or a function that gives it, called with each frame's number.
             system: as in `generate`.
             resolution: as in `generate`.
@@ -149,11 +150,13 @@ class FastVLM(Core):
             **options: as in `generate`.
 
         Yields:
-            An answer for each frame that was asked about, with its latency. Of the frames before it nothing is kept.
-            Closing the generator ends the reading; the source itself is left open.
+            An answer for each frame that was asked about, with its latency. Of the frames before it the model and a
+            draft keep nothing, but what something else has asked about, such as a chat about a frame. Closing the
+            generator ends the reading; the source itself is left open.
 
         Raises:
-            InputError and others: as `generate`. What the source raises, after its frames until then.
+            InputError and others: as `generate`. What the source raises, after its frames until then. ImageError: 100
+                frames in a row can't be decoded, or all that there were.
         """
         from fastvlm_mlx.watch import watch
 

@@ -103,11 +103,16 @@ class FeatureCache:
 
     Args:
         max_bytes: of features and embeddings; 0 keeps nothing.
+
+    Attributes:
+        clock: how often something was asked for or kept.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
+        self.clock = 0
         self._kept: OrderedDict[bytes, ImageFeatures] = OrderedDict()
+        self._used: dict[bytes, int] = {}  # by the clock, what is kept
 
     @property
     def nbytes(self) -> int:
@@ -117,24 +122,37 @@ class FeatureCache:
     def get(self, digest: bytes) -> ImageFeatures | None:
         """A picture's features, if they are kept."""
         if digest in self._kept:
-            self._kept.move_to_end(digest)
+            self._mark(digest)
         return self._kept.get(digest)
+
+    def used_since(self, digest: bytes, clock: int) -> bool:
+        """Whether somebody asked for a picture's features after a moment of `clock`."""
+        return self._used.get(digest, 0) > clock
 
     def put(self, digest: bytes, features: ImageFeatures) -> None:
         """Keep a picture's features."""
         self._kept[digest] = features
-        self._kept.move_to_end(digest)
+        self._mark(digest)
         size = self.nbytes
         while size > self.max_bytes:
-            size -= _nbytes(self._kept.popitem(last=False)[1])
+            oldest = next(iter(self._kept))
+            size -= _nbytes(self._kept[oldest])
+            self.drop(oldest)
 
     def drop(self, digest: bytes) -> None:
         """Forget a picture's features, if they are kept."""
         self._kept.pop(digest, None)
+        self._used.pop(digest, None)
 
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()
+        self._used.clear()
+
+    def _mark(self, digest: bytes) -> None:
+        self.clock += 1
+        self._used[digest] = self.clock
+        self._kept.move_to_end(digest)
 
 
 def _nbytes(features: ImageFeatures) -> int:

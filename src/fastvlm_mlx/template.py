@@ -88,3 +88,15 @@ def find_template(name: str) -> Template:
     if name not in TEMPLATES:
         raise ConfigError(f"template is {name!r}; this version knows {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
+
+
+def special_tokens(name: str) -> tuple[str, ...]:
+    """The special tokens that prompts of a template have, each once; a tokenizer must know them.
+
+    Raises:
+        ConfigError: there is no such template.
+    """
+    template = find_template(name)
+    turns = (part for turn in template.turns.values() for part in (*turn.before, *turn.after))
+    parts = (*template.begin, *turns)
+    return tuple(dict.fromkeys(part.token for part in parts if isinstance(part, Special)))

@@ -7,10 +7,11 @@ nothing tells them that time passes, and nothing was measured of how well they u
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
@@ -19,19 +20,23 @@ from PIL import Image, UnidentifiedImageError
 
 from fastvlm_mlx.errors import ImageError, InputError
 from fastvlm_mlx.frame_choice import choose_evenly, choose_scenes
-from fastvlm_mlx.image import file_of, open_image
+from fastvlm_mlx.image import check_size, file_of, open_image, unlimited
 from fastvlm_mlx.types import FRAMES, IMAGE_SUFFIXES, SAMPLINGS, Frame
 from fastvlm_mlx.video_file import open_video
 
 if TYPE_CHECKING:
     from fastvlm_mlx.types import FrameSource, ImageInput
 
+# Of all frames together; a gigabyte. A position stands for 64 x 64 pixels, so a context of 32,768 shows 134 million.
+MAX_PIXELS = 256_000_000
 _THUMBNAIL = 16  # pixels a side: noise and small things that move are averaged away
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # several pictures of other formats are pages, layers or sizes
 _UNTIMED_US = 100_000  # how long browsers show a frame whose duration is 0
 
 
-def read_frames(source: FrameSource, frames: int = FRAMES, sampling: str = "uniform") -> list[Frame]:
+def read_frames(
+    source: FrameSource, frames: int = FRAMES, sampling: str = "uniform", max_pixels: int = MAX_PIXELS
+) -> list[Frame]:
     """Choose frames of a video, to ask about as several images.
 
     The published weights were trained on single pictures, not on videos: how well they understand what happens
@@ -46,6 +51,9 @@ def read_frames(source: FrameSource, frames: int = FRAMES, sampling: str = "unif
             timestamps; pictures of a folder last equally long. "scene": the first frame and those after the strongest
             cuts, found by how much a thumbnail changes; where there are fewer, others are spread evenly over the
             scenes. It decodes the whole video.
+        max_pixels: of all frames together, 4 bytes each. A frame of more than its equal part is scaled down to it when
+            it is read, so that any number of them fits into the memory. 123 frames of 1920 x 1080 stay as they are;
+            of more than that no context of 32,768 positions would show every pixel.
 
     Returns:
         Frames in order of time, each once, with seconds since the first frame of the video; None for those of a folder
@@ -53,16 +61,29 @@ def read_frames(source: FrameSource, frames: int = FRAMES, sampling: str = "unif
         applied.
 
     Raises:
-        ImageError: missing, unreadable, empty, or without pictures. InputError: `frames` or `sampling` out of range, a
-            folder without pictures. MissingDependencyError: a video, and PyAV isn't installed.
+        ImageError: missing, unreadable, empty, or without pictures. InputError: `frames`, `sampling` or `max_pixels`
+            out of range, a folder without pictures, an empty name. MissingDependencyError: a video, and PyAV isn't
+            installed.
     """
-    if isinstance(frames, bool) or not isinstance(frames, int | np.integer) or frames < 1:
-        raise InputError(f"frames must be a whole number, 1 or more, got {frames!r}")
+    for name, number in (("frames", frames), ("max_pixels", max_pixels)):
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+            raise InputError(f"{name} must be a whole number, 1 or more, got {number!r}")
     if sampling not in SAMPLINGS:
         raise InputError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {sampling!r}")
     with ExitStack() as opened:
         film = _open(source, opened)
-        return film.at(_CHOICES[sampling](film, int(frames)))
+        times = _CHOICES[sampling](film, int(frames))
+        return [_within(frame, int(max_pixels) // max(len(times), 1)) for frame in film.at(times)]
+
+
+def _within(frame: Frame, pixels: int) -> Frame:
+    """A frame of at most so many pixels, in its shape."""
+    width, height = frame.image.size
+    if width * height <= pixels:
+        return frame
+    scale = math.sqrt(pixels / (width * height))
+    size = max(int(width * scale), 1), max(int(height * scale), 1)
+    return Frame(frame.image.resize(size, Image.Resampling.BICUBIC), frame.time)
 
 
 class Film(Protocol):
@@ -78,8 +99,8 @@ class Film(Protocol):
     def thumbnails(self) -> Iterator[tuple[int, np.ndarray]]:
         """Each frame's time with a small uint8 RGB array of it."""
 
-    def at(self, times: Sequence[int]) -> list[Frame]:
-        """The frames that begin then."""
+    def at(self, times: Sequence[int]) -> Iterator[Frame]:
+        """The frames that begin then, one after another."""
 
 
 def _evenly(film: Film, count: int) -> list[int]:
@@ -109,7 +130,7 @@ class Stills:
     """
 
     def __init__(self, pictures: Sequence[ImageInput]) -> None:
-        self._pictures = pictures
+        self._pictures = list(pictures)
         self.end = len(pictures)
 
     def times(self) -> list[int]:
@@ -118,13 +139,21 @@ class Stills:
 
     def thumbnails(self) -> Iterator[tuple[int, np.ndarray]]:
         """See Film."""
-        for number, picture in enumerate(self._pictures):
-            yield number, _thumbnail(open_image(picture))
+        for number in range(self.end):
+            yield number, _thumbnail(open_image(self._again(number)))
 
-    def at(self, times: Sequence[int]) -> list[Frame]:
+    def at(self, times: Sequence[int]) -> Iterator[Frame]:
         """See Film."""
-        chosen = [self._pictures[time] for time in times]
-        return [Frame(open_image(p), p.time if isinstance(p, Frame) else None) for p in chosen]
+        for time in times:
+            picture = self._again(time)
+            yield Frame(open_image(picture), picture.time if isinstance(picture, Frame) else None)
+
+    def _again(self, number: int) -> ImageInput:
+        """A picture that can be opened again."""
+        picture = self._pictures[number]
+        if hasattr(picture, "read"):
+            self._pictures[number] = picture = _lasting(cast("IO[bytes]", picture))
+        return picture
 
 
 class Animation:
@@ -139,7 +168,8 @@ class Animation:
         self._picture, self._name = picture, name
         # An animated PNG may have a picture more, for programs that don't know of animations.
         first = int(bool(picture.info.get("default_image")))
-        count = getattr(picture, "n_frames", 1) if picture.format in _ANIMATED else 1
+        with self._decoding():
+            count = getattr(picture, "n_frames", 1) if picture.format in _ANIMATED else 1
         self._begins: dict[int, int] = {}
         self.end = 0
         for number in range(first, count):
@@ -156,17 +186,37 @@ class Animation:
         for time, number in self._begins.items():
             yield time, _thumbnail(open_image(self._seek(number)))
 
-    def at(self, times: Sequence[int]) -> list[Frame]:
+    def at(self, times: Sequence[int]) -> Iterator[Frame]:
         """See Film."""
-        return [Frame(open_image(self._seek(self._begins[time])), time / 1e6) for time in times]
+        for time in times:
+            yield Frame(open_image(self._seek(self._begins[time])), time / 1e6)
 
     def _seek(self, number: int) -> Image.Image:
-        try:
+        with self._decoding():
             self._picture.seek(number)
+            check_size(*self._picture.size, self._name)  # a frame may be larger than those before it
             self._picture.load()
+        return self._picture
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        try:
+            with unlimited():
+                yield
+        except ImageError:
+            raise
         except Exception as exc:  # as in `image._decode`, decoders raise whatever they like on damaged files
             raise ImageError(f"{self._name} can't be decoded ({exc}); it may be truncated or damaged") from exc
-        return self._picture
+
+
+def _lasting(file: IO[bytes]) -> IO[bytes]:
+    """A file that can be read again: itself, or what comes out of a pipe."""
+    if hasattr(file, "seekable") and file.seekable():
+        return file
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise ImageError(f"a file object must be binary, this one gives {type(data).__name__}; open it with mode 'rb'")
+    return io.BytesIO(data)
 
 
 def _thumbnail(picture: Image.Image) -> np.ndarray:
@@ -176,6 +226,8 @@ def _thumbnail(picture: Image.Image) -> np.ndarray:
 def _open(source: FrameSource, opened: ExitStack) -> Film:
     """What a source holds; `opened` closes it."""
     if isinstance(source, str | os.PathLike):
+        if not os.fspath(source):  # which would be the folder that one is in
+            raise InputError("the name of the video is empty; give a file or a folder of frames")
         path = Path(file_of(os.fspath(source)))
         if path.is_dir():
             return Stills(_pictures_of(path))
@@ -190,8 +242,7 @@ def _open(source: FrameSource, opened: ExitStack) -> Film:
     if isinstance(source, bytes | bytearray | memoryview):
         return _open_file(io.BytesIO(source), f"the video ({len(source)} bytes)", opened)
     if hasattr(source, "read"):
-        stream = cast("IO[bytes]", source)
-        return _open_file(stream if stream.seekable() else io.BytesIO(stream.read()), "the video file object", opened)
+        return _open_file(_lasting(cast("IO[bytes]", source)), "the video file object", opened)
     if isinstance(source, Iterable):
         pictures = list(source)
         if not pictures:
@@ -205,7 +256,8 @@ def _open(source: FrameSource, opened: ExitStack) -> Film:
 
 def _open_file(file: IO[bytes], name: str, opened: ExitStack) -> Film:
     try:
-        picture = Image.open(file)
+        with unlimited():
+            picture = Image.open(file)
     except UnidentifiedImageError:
         pass
     except Exception as exc:  # whatever a decoder raises
@@ -213,7 +265,6 @@ def _open_file(file: IO[bytes], name: str, opened: ExitStack) -> Film:
     else:
         if picture.format != "MPEG":  # of which Pillow knows the name alone
             return Animation(opened.enter_context(picture), name)
-    file.seek(0)
     return opened.enter_context(open_video(file, name, _THUMBNAIL))
 
 

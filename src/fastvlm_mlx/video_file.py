@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from itertools import islice, pairwise
 from statistics import median_low
 from typing import IO, TYPE_CHECKING
 
@@ -18,6 +18,8 @@ from fastvlm_mlx.types import Frame
 if TYPE_CHECKING:
     from av import VideoFrame, VideoStream
     from av.container import InputContainer
+
+_PROBED = 32  # frames that tell whether timestamps are in the order in which frames are seen
 
 # What a display matrix does to the axes of a picture (a, b, c, d: x goes to (a, b), y, which points down, to (c, d)).
 _TURNS: dict[tuple[int, ...], Image.Transpose] = {
@@ -71,8 +73,12 @@ class VideoFile:
     def __init__(self, file: IO[bytes], name: str, thumbnail: int) -> None:
         self._file, self._name, self._thumbnail = file, name, thumbnail
         self._container: InputContainer | None = None
-        self._seeks = True  # whether its index leads to where it should
-        self._times, self._keys, self.end = _index(self._rewind(), name)
+        self._times, self._keys, self.end, stored = _index(self._rewind(), name)
+        # Whether frames are told by their number, not by their time.
+        self._counts = stored == sorted(stored) and self._is_shuffled()
+        if self._counts:
+            *self._times, self.end = _spread(stored)
+        self._seeks = not self._counts  # whether its index leads to where it should
 
     def close(self) -> None:
         """Close it, but not the file."""
@@ -86,13 +92,13 @@ class VideoFile:
     def thumbnails(self) -> Iterator[tuple[int, np.ndarray]]:
         """Decode everything: the time and a (side, side, 3) uint8 thumbnail of each frame."""
         side, before = self._thumbnail, None
-        for frame in _decode(self._rewind()):
+        for frame in self._frames(self._rewind()):
             if before is None or frame.pts > before:  # what comes out of order has no place in time
                 before = frame.pts
                 yield before, frame.reformat(side, side, "rgb24", interpolation="AREA").to_ndarray()
 
-    def at(self, times: Sequence[int]) -> list[Frame]:
-        """The frames that are seen then; one that can't be decoded is left out.
+    def at(self, times: Sequence[int]) -> Iterator[Frame]:
+        """The frames that are seen then, one after another; one that can't be decoded is left out.
 
         Each is decoded from the key frame before it. A file whose index leads elsewhere is decoded from its beginning.
 
@@ -102,20 +108,43 @@ class VideoFile:
         Raises:
             ImageError: none of them can be decoded.
         """
-        found: dict[int, Frame] = {}
-        keys, cursor = sorted(self._keys), _Cursor(self._rewind())
+        shown: int | None = None
+        keys, cursor = sorted(self._keys), self._begin()
         for time in times:
             key = keys[bisect_right(keys, time) - 1]
             if self._seeks and key > (self._times[0] if cursor.time is None else cursor.time):
                 # By when it is seen, as most containers have it, or by when it is decoded.
                 self._seeks = any(cursor.seek(place, time) for place in (key, self._keys[key]))
-                cursor = cursor if self._seeks else _Cursor(self._rewind())
+                cursor = cursor if self._seeks else self._begin()
             frame = cursor.seen_at(time)
-            if frame is not None and frame.pts not in found:
-                found[frame.pts] = self._frame(frame)
-        if not found:
+            if frame is not None and (shown is None or frame.pts > shown):
+                shown = frame.pts
+                yield self._frame(frame)
+        if shown is None:
             raise ImageError(f"{self._name} has no frame that can be decoded; it may be truncated or damaged")
-        return [found[time] for time in sorted(found)]
+
+    def _begin(self) -> _Cursor:
+        stream = self._rewind()
+        return _Cursor(stream, self._frames(stream))
+
+    def _frames(self, stream: VideoStream) -> Iterator[VideoFrame]:
+        """All frames of a stream that was opened just now, in order of time."""
+        return _counted(stream.container.decode(stream), self._times) if self._counts else _decode(stream)
+
+    def _is_shuffled(self) -> bool:
+        """Whether frames come out in another order than their timestamps, which were ascending in the file.
+
+        AVI knows no timestamps. FFmpeg numbers the frames as they are stored, and of a codec that stores some of them
+        after one that follows them these numbers are wrong. So they are in what was copied from an AVI.
+        """
+        import av
+
+        times: list[int] = []
+        if not _has_delay(self._stream) or self._stream.container.format.name == "avi":
+            return _has_delay(self._stream)
+        with suppress(av.FFmpegError, OSError):  # what is damaged here is told when it is asked for
+            times.extend(frame.pts for frame in islice(_decode(self._rewind()), _PROBED))
+        return any(after <= before for before, after in pairwise(times))
 
     def _rewind(self) -> VideoStream:
         """Open it anew: not every file can be sought back to its beginning. Returns the stream of its pictures."""
@@ -153,13 +182,14 @@ class _Cursor:
 
     Args:
         stream: that was opened just now.
+        frames: all of it, in order of time.
 
     Attributes:
         time: of the frame that was given last.
     """
 
-    def __init__(self, stream: VideoStream) -> None:
-        self._stream, self._frames = stream, _decode(stream)
+    def __init__(self, stream: VideoStream, frames: Iterator[VideoFrame]) -> None:
+        self._stream, self._frames = stream, frames
         self._seen: VideoFrame | None = None
         self._following: VideoFrame | None = None
 
@@ -192,13 +222,45 @@ class _Cursor:
         return self._seen
 
 
+def _has_delay(stream: VideoStream) -> bool:
+    """Whether a frame may be stored after one that follows it."""
+    return bool(stream.codec_context.has_b_frames)
+
+
 def _decode(stream: VideoStream) -> Iterator[VideoFrame]:
     """All frames from where the stream's container is, in order of time."""
     return (frame for frame in stream.container.decode(stream) if frame.pts is not None)
 
 
-def _index(stream: VideoStream, name: str) -> tuple[list[int], dict[int, int], int]:
-    """When frames begin; when key frames do, and when they are decoded; when the last one ends. Nothing is decoded."""
+def _counted(frames: Iterable[VideoFrame], times: Sequence[int]) -> Iterator[VideoFrame]:
+    """Frames in the order in which they are seen, each with the next of the times."""
+    for frame, time in zip(frames, times, strict=False):
+        frame.pts = time
+        yield frame
+
+
+def _spread(stored: Sequence[int]) -> list[int]:
+    """Ascending times, each once, and the end: FFmpeg has the last two frames of some files begin together."""
+    gap = _median_gap(sorted(set(stored)))
+    times = [stored[0]]
+    for time in stored[1:]:
+        times.append(time if time > times[-1] else times[-1] + gap)
+    return [*times, times[-1] + gap]
+
+
+def _median_gap(times: Sequence[int]) -> int:
+    gaps = [after - before for before, after in pairwise(times)]
+    return median_low(gaps) if gaps else 1
+
+
+def _index(stream: VideoStream, name: str) -> tuple[list[int], dict[int, int], int, list[int]]:
+    """What a file says of its frames; nothing is decoded.
+
+    Returns:
+        When they begin, ascending; when key frames do, and when they are decoded; when the last one ends; when they
+        begin in the order in which they are stored.
+    """
+    stored: list[int] = []
     keys: dict[int, int] = {}
     durations: dict[int, int] = {}
     untimed = False
@@ -208,6 +270,7 @@ def _index(stream: VideoStream, name: str) -> tuple[list[int], dict[int, int], i
         if packet.pts is None:
             untimed = True
             continue
+        stored.append(packet.pts)
         durations[packet.pts] = packet.duration or 0
         if packet.is_keyframe:
             keys[packet.pts] = packet.pts if packet.dts is None else packet.dts
@@ -216,9 +279,7 @@ def _index(stream: VideoStream, name: str) -> tuple[list[int], dict[int, int], i
         raise ImageError(f"{name} has {remedy}")
     times = sorted(durations)
     keys.setdefault(times[0], times[0])  # its key frame may be cut off
-    gaps = [after - before for before, after in pairwise(times)]
-    last = durations[times[-1]] or (median_low(gaps) if gaps else 1)
-    return times, keys, times[-1] + last
+    return times, keys, times[-1] + (durations[times[-1]] or _median_gap(times)), stored
 
 
 def _axes(frame: VideoFrame) -> tuple[int, ...]:

@@ -86,7 +86,7 @@ def view_of(config: ModelConfig, side: int, aspect: str | None = None, grid: str
             doesn't have, none at all. ConfigError: the config's grids aren't of whole tiles, or "spatial_unpad"
             without the weights of its line break.
     """
-    chosen, downsampling = aspect or config.aspect, config.downsampling
+    chosen, downsampling = config.aspect if aspect is None else aspect, config.downsampling
     check_view(side, chosen, downsampling)
     side = int(side)  # NumPy's numbers are no JSON, and would be another view in digests
     if chosen != "anyres":

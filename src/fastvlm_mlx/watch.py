@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,20 +15,23 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from fastvlm_mlx.answer import last_result
-from fastvlm_mlx.cache import common_length, position_keys, token_keys
-from fastvlm_mlx.errors import InputError
+from fastvlm_mlx.cache import position_keys, token_keys
+from fastvlm_mlx.errors import ImageError, InputError
 from fastvlm_mlx.image import open_image
+from fastvlm_mlx.remains import Remains
 
 if TYPE_CHECKING:
-    from fastvlm_mlx.engine import Engine
+    from PIL import Image
+
     from fastvlm_mlx.model import FastVLM
-    from fastvlm_mlx.pictures import Picture
     from fastvlm_mlx.types import GenerationOptions, GenerationResult, ImageInput, Prompt
     from fastvlm_mlx.views import View
 
     FramePrompt: TypeAlias = Prompt | Callable[[int], Prompt]
 
 PATIENCE_S = 1.0  # for a source that is waiting for its next frame when nobody wants it any more
+MOST_UNREADABLE = 100  # frames in a row: cameras and networks spoil some, a wrong source gives nothing else
+_LOG = logging.getLogger("fastvlm_mlx")
 now_s = time.perf_counter
 
 
@@ -39,7 +43,8 @@ class FrameAnswer:
         index: the frame's number among all that the source gave, from 0.
         frame: as the source gave it.
         arrived: when it came, in seconds since the watching began.
-        dropped: how many frames came between the one that was asked about before it and this one.
+        dropped: how many frames came between the one that was asked about before it and this one, those that can't be
+            decoded among them.
         ttft: seconds from the frame's arrival to the first token of its answer.
         latency: seconds from the frame's arrival to the end of its answer.
         result: the answer; its own timings begin when the frame was asked about.
@@ -70,10 +75,13 @@ def watch(
     Raises:
         InputError: at once, for what gives no images.
     """
-    if isinstance(frames, str | bytes | os.PathLike) or not isinstance(frames, Iterable):
+    expected = f"frames to watch come from an iterable of images; got {type(frames).__name__}"
+    if isinstance(frames, str | bytes | bytearray | memoryview | os.PathLike | io.IOBase):
+        raise InputError(f"{expected}; read_frames has those of a file")
+    if not isinstance(frames, Iterable):
         raise InputError(
-            f"frames to watch come from an iterable of images, such as a camera; got {type(frames).__name__}; "
-            "read_frames has those of a file"
+            f"{expected}; give a generator that reads it and yields RGB images, "
+            "for OpenCV's BGR: (camera.read()[1][..., ::-1] for _ in itertools.count())"
         )
     return _answers(frames, _Asker(model, prompt, system, view, options))
 
@@ -84,6 +92,8 @@ def _answers(frames: Iterable[ImageInput], asker: _Asker) -> Generator[FrameAnsw
         while arrival := source.take():
             asked_s = now_s()
             result = asker.ask(arrival)
+            if result is None:
+                continue
             yield FrameAnswer(
                 arrival.index,
                 arrival.frame,
@@ -94,6 +104,8 @@ def _answers(frames: Iterable[ImageInput], asker: _Asker) -> Generator[FrameAnsw
                 result,
             )
             before = arrival.index
+    if before < 0 and asker.error:
+        raise asker.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,57 +170,55 @@ class Newest:
                 self._changed.notify()
 
 
-@dataclass(frozen=True, slots=True)
-class _Trace:
-    """What an answer left in the caches.
-
-    Attributes:
-        keys: of its prompt and its tokens; see `cache.position_keys`.
-        own: the first position whose rows weren't there without the watching.
-        digest: of the picture; None if its features were there without it.
-    """
-
-    keys: np.ndarray
-    own: int
-    digest: bytes | None
-
-
 class _Asker:
     """Asks about one frame after another, and leaves in the caches what the latest one needs, not all of them.
 
-    What the prompts begin with, and what was known of a picture before, stays.
+    Attributes:
+        error: of the latest frame that couldn't be decoded.
     """
 
     def __init__(
         self, model: FastVLM, prompt: FramePrompt, system: str | None, view: View, options: GenerationOptions
     ) -> None:
         self._model, self._prompt, self._system, self._view, self._options = model, prompt, system, view, options
-        self._trace = _Trace(np.zeros((0, 3), np.int64), 0, None)
+        engines = [model.engine, *([options.draft.engine] if options.draft else [])]
+        self._remains = [Remains(engine) for engine in engines]
+        self._unreadable = 0  # frames in a row
+        self.error: ImageError | None = None
 
-    def ask(self, arrival: _Arrival) -> GenerationResult:
+    def ask(self, arrival: _Arrival) -> GenerationResult | None:
+        """The answer; None for a frame that can't be decoded."""
         model, clock = self._model, self._model.start_clock()
+        image = self._open(arrival.frame)
+        if image is None:
+            return None
         prompt = self._prompt(arrival.index) if callable(self._prompt) else self._prompt
-        # Decoded here: files and bytes that never come again needn't be known by their bytes.
-        (picture,) = model.open_as([open_image(arrival.frame)], self._view, clock)
+        (picture,) = model.open_as([image], self._view, clock)
         spans = model.positions(prompt, [picture.tokens], self._system)
         clock.tokenize = clock.watch.lap()
         keys = position_keys(spans, [picture.digest])
-        own, digest = self._make_way(model.engine, keys, picture)
+        for remains in self._remains:
+            remains.make_way(keys, picture.digest)
         result = last_result(model.answer(spans, [picture], self._options, clock))
-        self._trace = _Trace(np.concatenate([keys, token_keys(result.token_ids)]), own, digest)
+        said = np.concatenate([keys, token_keys(result.token_ids)])
+        for remains in self._remains:
+            remains.note(said)
         return result
 
-    def _make_way(self, engine: Engine, keys: np.ndarray, picture: Picture) -> tuple[int, bytes | None]:
-        """Forget what the frame before needed and this one doesn't; returns `own` and `digest` of this one's trace."""
-        before, features = self._trace, engine.vision.cache
-        common = common_length(before.keys, keys)
-        engine.prefixes.drop(before.keys, max(common, before.own))
-        known = engine.prefixes.match(keys)
-        own = min(before.own, known)
-        if known > common:  # others asked that before; where they asked all of it, what follows may be theirs, too
-            own = known if known < len(keys) else sys.maxsize
-        if before.digest == picture.digest:
-            return own, before.digest
-        if before.digest is not None:
-            features.drop(before.digest)
-        return own, None if features.get(picture.digest) else picture.digest
+    def _open(self, frame: ImageInput) -> Image.Image | None:
+        """Decoded here: files and bytes that never come again needn't be known by their bytes.
+
+        Raises:
+            ImageError: one too many in a row that can't be.
+        """
+        try:
+            image = open_image(frame)
+        except ImageError as exc:
+            self._unreadable, self.error = self._unreadable + 1, exc
+            if self._unreadable == 1:  # once: a camera that is unplugged would fill the log
+                _LOG.warning("a frame is left out: %s", exc)
+            if self._unreadable == MOST_UNREADABLE:
+                raise ImageError(f"{MOST_UNREADABLE} frames in a row can't be decoded; of the last one: {exc}") from exc
+            return None
+        self._unreadable = 0
+        return image

@@ -9,14 +9,17 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
+from fastvlm_bench.cli import main
 from fastvlm_bench.doctor.model import recorded_sizes
 from fastvlm_bench.front import Budget, candidates
 from fastvlm_bench.layers import count_parameters, vision_layers
-from fastvlm_bench.memory import _working_bytes
+from fastvlm_bench.memory import _VALUES_PER_PIXEL, _working_bytes
 from fastvlm_bench.roofline import stage_work
 from fastvlm_bench.runner import Plan
+from fastvlm_bench.seeded_model import model_config as seeded_config
 from fastvlm_bench.sizes import published_size
 from fastvlm_bench.subjects import Choice, _check_length
+from fastvlm_convert.families import vision_config
 from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.errors import InputError, ResolutionError
 from fastvlm_mlx.latency import latencies
@@ -106,6 +109,12 @@ def test_memory_counts_the_positions():
     assert four - five == 4 * 2 * (1024 - 256) * 2 * 2 * 32 * 2
 
 
+def test_memory_counts_the_tiles_that_are_encoded_at_once():
+    choice = Choice(None, None, None, "mlx", "ALL")
+    square, tiles = (_working_bytes(of(FOUR), choice, Plan((512,), aspect=aspect)) for aspect in (None, "anyres"))
+    assert tiles - square == int(4 * 2**20 * 8 * _VALUES_PER_PIXEL) * 4 - int(512 * 512 * 8 * _VALUES_PER_PIXEL) * 4
+
+
 def test_a_published_size_has_the_published_encoder():
     config = half_billion()
     assert published_size(config) == "0.5b"
@@ -131,3 +140,36 @@ def test_sizes_of_a_package_of_32():
     assert recorded_sizes(bundle) == ((96, 160),)
     bundle.config = model_config()
     assert recorded_sizes(bundle) == ()
+
+
+@pytest.mark.parametrize("name", ["mci0", "mci1", "mci2"])
+def test_seeded_fastvit_is_the_converters(name):
+    config = seeded_config(f"0.5b+{name}")
+    assert config.vision == vision_config(name, 256, {})
+    assert config.projector.input_dim == config.vision.feature_dim
+    assert config.decoder == seeded_config("0.5b").decoder
+    assert published_size(config) is None
+
+
+def test_fastvit_is_as_large_as_the_paper_says():
+    head = 2 * 640 * 512  # of CLIP, published and unused
+    assert (count_parameters(seeded_config("0.5b+mci2"))["vision"] + head) / 1e6 == pytest.approx(35.7, abs=0.05)
+
+
+def test_seeded_multi_scale_features():
+    config = seeded_config("1.5b+depthwise")
+    assert config.vision.multi_scale == MultiScaleConfig("depthwise", (0, 1, 2, 3))
+    assert config.projector.input_dim == 3072 + 96 + 192 + 384 + 768
+    assert seeded_config("tiny+average").vision.multi_scale.pooling == "average"
+
+
+@pytest.mark.parametrize("size", ["tiny+", "tiny+mci3", "+mci2", "tiny+mci2+average"])
+def test_no_such_encoder(size):
+    with pytest.raises(InputError, match=r"--size must be of .* as in 0.5b\+mci2"):
+        Choice(size=size)
+
+
+def test_it_is_timed_from_the_command_line(capsys):
+    assert main(["--size", "tiny,tiny+mci0,tiny+depthwise", "--resolution", "64", "--runs", "2"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"seeded {name}" in out for name in ("tiny", "tiny+mci0", "tiny+depthwise"))

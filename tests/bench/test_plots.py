@@ -221,3 +221,15 @@ def test_reports_of_one_machine_are_told_apart_by_what_differs():
     assert heading(series_of(one, later))[1].endswith("; 2026-11-21 to 2026-12-01")
     assert short_names(series_of(one, one)) == ["a, report 0", "a, report 1"]
     assert short_names(series_of(one, whole([model("b")], [case(0, 256)]) | {"date": "2026-12-01"})) == ["a", "b"]
+
+
+def test_shapes_are_told_apart():
+    """A square in tiles, in its own shape and padded are three lines, not one model measured three times."""
+    times = ((10.0, 0.1, 20.0, 1.0, 30.0, 2.0), (63.5, 60.0, 70.0), 7.0)
+    plans = ({}, {"aspect": "native", "grid": None}, {"aspect": "anyres", "grid": "2x2"}, {"aspect": "anyres"})
+    reports = [whole([model()], [case(0, 256, *times)]) for _ in plans]
+    for data, plan in zip(reports, plans, strict=True):
+        data["plan"] = data["plan"] | plan
+    series = series_of(*reports)
+    assert [one.label.removeprefix(series[0].label) for one in series] == ["", ", native", ", 2x2 tiles", ", tiles"]
+    assert len(set(short_names(series))) == 4

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_convert.configs import read_config
+from fastvlm_convert.configs import image_warning, read_config
 from fastvlm_convert.keymap import LAYOUTS
 from fastvlm_convert.pipeline import convert
 from fastvlm_mlx import load
@@ -62,6 +62,7 @@ def nested(checkpoint, tmp_path_factory) -> str:
         ({"tokenizer_model_max_length": 4096}, 4096),
         ({"tokenizer_model_max_length": 100_000}, 32768),  # max_position_embeddings
         ({"max_position_embeddings": 2048}, 2048),
+        ({"max_position_embeddings": 2048, "rope_scaling": {"type": "linear", "factor": 2.5}}, 5120),
         ({"tokenizer_model_max_length": None}, 8192),
         ({"tokenizer_model_max_length": ABSENT}, 8192),
     ],
@@ -93,6 +94,18 @@ def test_the_context_of_the_config_ends_the_answer(checkpoint, tmp_path):
 def test_aspect(checkpoint, value, aspect):
     """process_images of the official code: "pad" pads, and anything unknown is CLIP's centre crop."""
     assert read(changed(config_of(checkpoint("tiny")), {"image_aspect_ratio": value})).aspect == aspect
+
+
+@pytest.mark.parametrize(
+    ("value", "warned"),
+    [("pad", False), ("square", False), (None, False), (ABSENT, False), ("anyres_max_9", True), ("stretch", True)],
+)
+def test_an_aspect_that_is_only_cropped_is_said(checkpoint, value, warned):
+    """LLaVA's training cuts tiles for "anyres_max_9"; the official code's inference crops."""
+    found = image_warning(changed(config_of(checkpoint("tiny")), {"image_aspect_ratio": value}), "config.json")
+    assert bool(found) == warned
+    if warned:
+        assert f"image_aspect_ratio is {value!r}; images are cropped to their centre" in found
 
 
 @pytest.mark.parametrize("written", [[[256, 512], [512, 256]], "[(256, 512), (512, 256),]", "[[256,512],[512,256]]"])

@@ -16,7 +16,7 @@ from fastvlm_convert.pipeline import Options, convert
 from fastvlm_mlx import files
 from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.errors import CheckpointError, DiskSpaceError, FastVLMError, InputError, WeightsError
-from support.layouts import to_bin_shards, to_mlx_vlm, to_sharded
+from support.layouts import to_bin_shards, to_mlx_vlm, to_sharded, to_transformers
 
 
 @pytest.fixture
@@ -124,6 +124,8 @@ def test_a_bin_shard_that_runs_code_is_refused(checkpoint, tmp_path):
         ({"mm_hidden_size": 3072}, r"mm_hidden_size is 3072, FastViTHD of .* gives 512"),
         ({"num_attention_heads": 3}, "heads don't divide"),
         ({"hidden_size": "big"}, "another type than published"),
+        ({"mm_vision_config": [1]}, "config.json: a value has another type than published"),
+        ({"mm_vision_config": "x"}, "config.json: a value has another type than published"),
         ({"num_attention_heads": 0}, "a size is 0|at least 1"),
         ({"num_hidden_layers": 0}, "at least 1, got num_hidden_layers 0"),
     ],
@@ -131,6 +133,15 @@ def test_a_bin_shard_that_runs_code_is_refused(checkpoint, tmp_path):
 def test_configs(source, tmp_path, changes, message):
     change_config(source, **changes)
     refuse(source, tmp_path, CheckpointError, message)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"text_config": [1]}, {"text_config": "x"}, {"text_config": None}, {"vision_config": None}]
+)
+def test_nested_configs(checkpoint, tmp_path, changes):
+    nested = to_transformers(checkpoint("tiny"), tmp_path / "source")
+    change_config(nested, **changes)
+    refuse(nested, tmp_path, CheckpointError, "config.json: a value has another type than published")
 
 
 def test_not_a_checkpoint(tmp_path, checkpoint):

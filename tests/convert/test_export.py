@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,8 @@ def test_a_second_run_finds_it_done(source, tmp_path):
     before = (target / "model.safetensors").stat().st_mtime_ns
     assert export(source("tiny"), "mlx-vlm", target).up_to_date
     assert (target / "model.safetensors").stat().st_mtime_ns == before
+    assert not export(source("tiny"), "mlx-vlm", target, licence="mit").up_to_date  # other terms
+    assert export(source("tiny"), "mlx-vlm", target, licence="mit").up_to_date
     assert not export(source("tiny"), "mlx-vlm", target, Options(dtype="float32")).up_to_date
     assert not export(source("tiny-untied"), "mlx-vlm", target, Options(dtype="float32")).up_to_date
     data = bytearray((target / "model.safetensors").read_bytes())
@@ -195,7 +198,9 @@ def test_an_adapter_is_merged_here_too(source, tmp_path):
 def test_what_gets_lost_is_said(checkpoint, tmp_path):
     """AnyRes' line break has no place there; its strict loader would refuse it."""
     given = with_tokenizer(checkpoint("tiny-newline"), tmp_path / "given")
-    result = export(given, "mlx-vlm", tmp_path / "written")
+    from fastvlm_convert.vision_package import Gates
+
+    result = export(given, "mlx-vlm", tmp_path / "written", gates=Gates(every_size=True))
     assert any("mlx-vlm knows no AnyRes" in warning for warning in result.warnings)
     assert not any("newline" in name for name in read_tensors(result.path / "model.safetensors"))
     config = json.loads((result.path / "config.json").read_text())
@@ -205,23 +210,37 @@ def test_what_gets_lost_is_said(checkpoint, tmp_path):
 def test_the_round_trip_is_checked(source, tmp_path, monkeypatch):
     """--verify: each kind of fault is found, and nothing is written."""
     from fastvlm_convert import export as module
-    from fastvlm_convert import export_plan
+    from fastvlm_convert import export_plan, export_vision
     from fastvlm_convert.vision_package import Gates
 
     every = Gates(every_size=True)
     target = tmp_path / "written"
     assert not export(source("tiny"), "mlx-vlm", target, gates=every).up_to_date
     assert export(source("tiny"), "mlx-vlm", target, gates=every).up_to_date
-    config, order = module.make_config, export_plan.own_order
+    config, order, name_of = module.make_config, export_vision.own_order, export_plan.own_name
+    swapped = {"k_proj": "v_proj", "v_proj": "k_proj"}
     wrong = {
-        "wrong axes": (export_plan, "own_order", lambda *a: lambda v: order(*a)(v)[..., ::-1]),
+        "wrong axes": (export_vision, "own_order", lambda *a: lambda v: order(*a)(v)[..., ::-1]),
+        "wrong names": (
+            export_plan,
+            "own_name",
+            lambda n, to: re.sub("k_proj|v_proj", lambda m: swapped[m[0]], name_of(n, to)),
+        ),
         "a wrong config": (module, "make_config", lambda plan: config(plan) | {"rope_theta": 10000.0}),
         "a wrong size": (module, "make_config", lambda plan: config(plan) | {"vocab_size": 1000}),
+        "no projector": (
+            module,
+            "make_config",
+            lambda plan: {k: v for k, v in config(plan).items() if k != "mm_hidden_size"},
+        ),
     }
     messages = {
         "wrong axes": "doesn't hold what",
-        "a wrong config": r"decoder is read back as .*rope_theta=10000.0",
-        "a wrong size": "is read back as|can't be read back",
+        "wrong names": r"layers.0.self_attn.k_proj.\w+ was written as \S+v_proj.\w+, read as \S+v_proj.\w+; this is a",
+        "a wrong config": r"^config.json as written says decoder.rope_theta 10000.0, the model has 1000000.0; this "
+        "is a fault of the converter: please report it with this line$",
+        "a wrong size": r"^config.json as written says decoder.vocab_size 1000, the model has 1024; this is a fault",
+        "no projector": r"^what was written for mlx-vlm can't be read back: config.json lacks 'mm_hidden_size'.*report",
     }
     for case, (place, name, fault) in wrong.items():
         with monkeypatch.context() as patch:
@@ -238,6 +257,10 @@ def test_apples_file_from_the_text_half(source, tmp_path):
     same_tensors(written / "model.safetensors", given / "model.safetensors")
     for file in (given / "fastvithd.mlpackage").rglob("*.mlmodel"):
         assert (written / file.relative_to(given)).read_bytes() == file.read_bytes()
+    # The stand-in package can't be read: the side is that of the tower's name, not the published 1024.
+    assert json.loads((written / "config.json").read_text())["mm_vision_tower"] == "mobileclip_l_256"
+    pictures = json.loads((written / "preprocessor_config.json").read_text())
+    assert (pictures["size"], pictures["crop_size"]) == ({"shortest_edge": 256}, {"height": 256, "width": 256})
     tokenizer = Tokenizer.from_file(str(written / "tokenizer.json"))
     assert tokenizer.token_to_id("<image>") == json.loads((written / "config.json").read_text())["image_token_index"]
 

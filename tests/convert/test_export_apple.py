@@ -255,8 +255,6 @@ def test_a_bundle_is_a_source_too(worded, written, tmp_path, made_before, capsys
     assert (manifest.source.id, manifest.source.layout) == ("tiny", "bundle")
     assert "decoder.safetensors" in manifest.source.files
     assert manifest.changes[0] == Bundle.open(bundle).manifest.changes[0]
-    assert main([str(bundle), "--layout", "mlx-vlm", "-o", str(tmp_path / "b")]) == 2
-    assert "has FastViTHD folded, and mlx-vlm needs its weights" in capsys.readouterr().err
     rounded = convert(worded("tiny"), tmp_path / "rounded", Options(vision_dtype="bfloat16")).path
     assert main([str(rounded), "--layout", "apple-app", "-o", str(tmp_path / "c")]) == 2
     assert "are rounded; give the checkpoint that it was made from" in capsys.readouterr().err

@@ -27,7 +27,10 @@ BAD = {
     "apple-app -q --q-bits 7": "--q-bits must be one of",
     "mlx-vlm --resolutions 256": "leave --resolutions, --attention and --calibration out",
     "mlx-vlm --vision-dtype float16": "overflows float16",
+    "mlx-vlm --attention batched": "leave --resolutions, --attention and --calibration out",
     "mlx-vlm --force": "--force is for bundles",
+    "mlx-vlm --template vicuna_v1": "--template is for bundles",
+    "apple-app --template chatml": "--template is for bundles",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import mlx.core as mx
 import numpy as np
@@ -81,6 +82,15 @@ def test_rslora_divides_by_the_root(checkpoint, tmp_path):
     tensors, added = deltas(base, MODULES, rank=16, scale=2.0)  # 8 / sqrt(16); by the rank it would be 0.5
     adapter = write_adapter(tmp_path / "adapter", tensors, base, r=16, use_rslora=True)
     same_reading(adapter, merged_by_hand(base, tmp_path / "merged", added))
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "base_model.", "model.", ""])
+def test_prefixes_that_were_taken_off(checkpoint, tmp_path, prefix):
+    """Of LLaVA's other tensors the loader takes off one part, or both; people save them like that."""
+    base = checkpoint("tiny")
+    bias = np.arange(128, dtype=np.float32) / 64
+    adapter = write_adapter(tmp_path / "adapter", {f"{prefix}model.mm_projector.0.bias": bias}, base)
+    assert mx.array_equal(open_checkpoint(adapter).read("model.mm_projector.0.bias"), mx.array(bias))
 
 
 def test_names_of_older_files(checkpoint, tmp_path):
@@ -179,6 +189,37 @@ def test_names_of_transformers_own_model(checkpoint, tmp_path):
     adapter = write_adapter(tmp_path / "adapter", names, to_transformers(base, tmp_path / "base"))
     right = convert(merged_by_hand(base, tmp_path / "merged", added), tmp_path / "right").path
     same_bundles(convert(adapter, tmp_path / "found").path, right)
+
+
+def test_names_of_transformers_on_its_older_files(checkpoint, tmp_path):
+    """It loads `language_model.model.` as `model.language_model.`, and adapters are saved under the latter; or not."""
+    base = checkpoint("tiny")
+    newer = to_transformers(base, tmp_path / "newer")
+    older = shutil.copytree(newer, tmp_path / "older")
+    weights = mx.load(str(newer / "model.safetensors"))
+    mx.save_safetensors(str(older / "model.safetensors"), {older_name(name): v for name, v in weights.items()})
+    assert "language_model.model.layers.0.self_attn.q_proj.weight" in Checkpoint(older).tensors
+    projector, convolution = "model.mm_projector.2", VISION + "network.0.0.convffn.fc1"
+    theirs = {  # in-memory names
+        LAYER: "model.language_model.layers.0.self_attn.q_proj",
+        projector: "model.multi_modal_projector.linear_2",
+        convolution: "model.vision_tower.timm_model.stages.0.blocks.0.mlp.fc1",
+    }
+    _, added = deltas(base, theirs)
+    right = convert(merged_by_hand(base, tmp_path / "merged", added), tmp_path / "right").path
+    for number, (files, name_of) in enumerate(((older, str), (newer, older_name), (older, older_name))):
+        tensors = {}
+        for ours, name in theirs.items():
+            tensors |= pair(name_of(name), *factors(ours, shape_of(base, f"{ours}.weight"), 4))
+        adapter = write_adapter(tmp_path / f"adapter{number}", tensors, files)
+        same_bundles(convert(adapter, tmp_path / f"found{number}").path, right)
+
+
+def older_name(name: str) -> str:
+    """What transformers called a tensor before its model was nested."""
+    if name.startswith("model.language_model."):
+        return "language_model.model." + name.removeprefix("model.language_model.")
+    return "language_model.lm_head.weight" if name == "lm_head.weight" else name.removeprefix("model.")
 
 
 def test_quantised_after_merging(checkpoint, tmp_path):

@@ -64,8 +64,23 @@ def test_an_adapter_without_its_base(checkpoint, tmp_path, capsys):
         ({"use_dora": True}, "sets use_dora, which this version can't merge; merge it with PEFT"),
         ({"lora_bias": True, "layer_replication": [[0, 2]]}, "sets layer_replication, lora_bias"),
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
-        ({"init_lora_weights": "pissa_niter_4"}, "which changes the base"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changes the base"),
+        ({"init_lora_weights": "olora"}, "'olora', which changes the base"),
+        ({"init_lora_weights": "corda"}, "'corda', which changes the base"),
+        ({"init_lora_weights": "loftq"}, "'loftq', which changes the base"),
+        ({"init_lora_weights": "lora_ga"}, "'lora_ga', which changes the base"),
         ({"r": "four"}, "another type than PEFT writes"),
+        ({"r": 4.7}, "a rank of 4.7"),
+        ({"r": True}, "a rank of True"),
+        ({"r": float("inf")}, "a rank of inf"),
+        ({"rank_pattern": {"q_proj": 4.5}}, "a rank of 4.5"),
+        ({"rank_pattern": ["q_proj"]}, "another type than PEFT writes"),
+        ({"lora_alpha": float("nan")}, "an alpha of nan"),
+        ({"lora_alpha": 10**400}, "another type than PEFT writes"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "an alpha of inf"),
+        ({"lora_alpha": "16"}, "an alpha of '16'"),
+        ({"use_rslora": "no"}, "use_rslora 'no'"),
+        ({"base_model_name_or_path": 5}, "base_model_name_or_path 5"),
         ({"rank_pattern": {"(": 4}}, "another type than PEFT writes"),
         ({"r": 0}, "a rank of 0"),
     ],
@@ -122,3 +137,19 @@ def test_a_quantised_base(checkpoint, tmp_path, capsys):
     base = to_apple_mlx(checkpoint("tiny"), tmp_path / "base", bits=8)
     adapter = write_adapter(tmp_path / "adapter", tensors, base)
     assert f"the base's {LAYER}.weight is quantised" in refused(adapter, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("inside", ["adapter", "base"])
+def test_a_bundle_that_holds_a_source_is_not_replaced(checkpoint, bundle, tmp_path, capsys, inside):
+    """Whichever of the two lies in it: it would go with the old bundle."""
+    old = shutil.copytree(bundle("tiny"), tmp_path / "old")
+    base = shutil.copytree(checkpoint("tiny"), (old if inside == "base" else tmp_path) / "base")
+    tensors, _ = deltas(base, [LAYER])
+    adapter = write_adapter((old if inside == "adapter" else tmp_path) / "adapter", tensors, base)
+    before = {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("*")}
+    assert main([str(adapter), "-o", str(old), "--no-coreml"]) == 2
+    assert f"the output {old} is or holds the checkpoint itself" in capsys.readouterr().err
+    for place in (adapter, base):
+        assert main([str(adapter), "-o", str(place), "--no-coreml"]) == 2
+        assert "choose another place with -o" in capsys.readouterr().err
+    assert {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("*")} == before

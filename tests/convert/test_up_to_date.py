@@ -89,3 +89,18 @@ def test_another_sentencepiece_model_makes_the_bundle_again(tmp_path, name):
     assert not convert(source, target).up_to_date
     assert Tokenizer(target / "tokenizer.json").size == (650 if name == "tokenizer.model" else PIECES)
     assert Bundle.open(target).config.prefix_after_special == (name == "tokenizer_config.json")
+
+
+def test_each_file_of_a_source_is_read_once(checkpoint, tmp_path):
+    """To the byte: what is told of the progress is what the files have."""
+    source = shutil.copytree(checkpoint("tiny"), tmp_path / "source")
+    (source / "tokenizer_config.json").write_text("{}")
+    told: list[tuple[int, int]] = []
+    convert(
+        source, tmp_path / "bundle", progress=lambda stage, n, total: stage == "checking" and told.append((n, total))
+    )
+    names = Bundle.open(tmp_path / "bundle").manifest.source.files
+    size = sum((source / name).stat().st_size for name in names)
+    assert "tokenizer_config.json" in names
+    assert {total for _, total in told} == {size}
+    assert sum(n for n, _ in told) == size

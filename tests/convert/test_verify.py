@@ -12,6 +12,7 @@ from fastvlm_convert.coreml_vision import PackageOptions, Size
 from fastvlm_convert.options import Options
 from fastvlm_convert.pipeline import convert
 from fastvlm_mlx.manifest import Manifest
+from support.adapters import VISION, deltas, write_adapter
 from support.layouts import to_apple_mlx
 
 pytest.importorskip("torch", reason="the convert extra isn't installed")
@@ -89,6 +90,24 @@ def test_rounded_vision_weights_are_no_reference(checkpoint, tmp_path, capsys):
     assert verify.main([str(folder), "--checkpoint", str(checkpoint("tiny"))]) == 0
     assert verify.main([str(folder), "--checkpoint", str(checkpoint("tiny-untied"))]) == 2
     assert "isn't what" in capsys.readouterr().err
+
+
+def test_an_adapter_as_the_source(checkpoint, tmp_path, capsys):
+    """Each error's next step is one that there is."""
+    base = checkpoint("tiny")
+    tensors, _ = deltas(base, [VISION + "network.0.0.convffn.fc1"])
+    adapter = write_adapter(tmp_path / "adapter", tensors, "org/somewhere")
+    folder = str(convert(adapter, tmp_path / "b", Options(vision_dtype="bfloat16", package=SMALL), base=base).path)
+    assert verify.main([folder]) == 2
+    assert "give the source with --checkpoint" in capsys.readouterr().err
+    assert verify.main([folder, "--checkpoint", str(adapter)]) == 2
+    assert "give its base's folder with --base" in capsys.readouterr().err
+    assert verify.main([folder, "--checkpoint", str(adapter), "--base", str(base)]) == 0
+    assert "passed  r128" in capsys.readouterr().out
+    assert verify.main([folder, "--checkpoint", str(adapter), "--base", str(checkpoint("tiny-untied"))]) == 2
+    assert "isn't what" in capsys.readouterr().err
+    assert verify.main([folder, "--base", str(base)]) == 2
+    assert "give both, or leave --base out" in capsys.readouterr().err
 
 
 def test_nothing_to_verify(bundle, checkpoint, tmp_path, capsys):

@@ -210,3 +210,14 @@ def test_the_command_refuses_an_unknown_split(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main([str(tmp_path / "scenes"), "--split", "test"])
     assert not list(tmp_path.iterdir())
+
+
+def test_training_asks_more_of_what_takes_long() -> None:
+    """Relations, counts and descriptions instead of colours and places; the held-out split keeps its shares."""
+    asked = {
+        split: Counter(q.kind for seed in range(300) for q in make_scene(seed, split=split, side=32).questions)
+        for split in ("train", "held-out")
+    }
+    often = {kind: asked["train"][kind] / asked["held-out"][kind] for kind in asked["train"]}
+    assert min(often["relation"], often["describe"], often["count"]) > 1.2
+    assert max(often["colour"], often["kind"], often["presence"], often["position"]) < 0.8

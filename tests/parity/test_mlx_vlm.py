@@ -204,6 +204,43 @@ def test_what_we_write_for_it(
         assert bits or ids == prompt.greedy_ids
 
 
+@pytest.mark.parametrize("kept", [None, "bfloat16"])
+def test_what_we_write_of_a_bundle(
+    load_theirs: Callable[[Path], Any], checkpoint: Callable[[str], Path], preset: str, tmp_path: Path, kept: str | None
+) -> None:
+    """FastViTHD lies folded there, in bfloat16 with biases that it has no place for; its own code computes the same."""
+    source = with_tokenizer(checkpoint(preset), tmp_path / "source", 1024)
+    bundle = convert(source, tmp_path / "bundle", Options(vision_dtype=kept)).path
+    theirs = load_theirs(export(bundle, "mlx-vlm", tmp_path / "written").path)
+    ours = load(bundle, dtype="float32", vision_dtype="float32")
+    image = golden(preset)["pixels_256x256"]
+    _, features, _ = theirs.vision_tower(mx.array(unit_pixels([image]).transpose(0, 2, 3, 1)))
+    found = ours.encode_image(image, resolution=SIDE).features
+    assert relative_l2(found, np.array(features).reshape(found.shape)) <= FEATURE_TOLERANCE
+    for kind in ("one image", "text"):
+        prompt = golden_prompt(preset, kind)
+        ids = their_greedy_ids(prompt, theirs)
+        assert greedy_ids(ours, prompt) == ids
+        assert kept or ids == prompt.greedy_ids
+
+
+def test_stretched_positions(
+    load_theirs: Callable[[Path], Any], checkpoint: Callable[[str], Path], preset: str, tmp_path: Path
+) -> None:
+    """Linear rope scaling is applied there as here: other ids than without it, the same on both sides."""
+    source = with_tokenizer(checkpoint(preset), tmp_path / "source", 1024)
+    config = json.loads((source / "config.json").read_text())
+    scaling = {"rope_type": "linear", "factor": 4.0}
+    (source / "config.json").write_text(json.dumps(config | {"rope_scaling": scaling}))
+    theirs = load_theirs(export(source, "mlx-vlm", tmp_path / "written").path)
+    ours = load(convert(source, tmp_path / "bundle").path, dtype="float32", vision_dtype="float32")
+    prompt = golden_prompt(preset, "one image")
+    expected = their_first_logits(prompt, theirs)
+    assert relative_l2(first_logits(ours, prompt), expected) <= LOGIT_TOLERANCE
+    assert relative_l2(prompt.first_logits, expected) > 100 * LOGIT_TOLERANCE
+    assert greedy_ids(ours, prompt) == their_greedy_ids(prompt, theirs)
+
+
 def test_its_processor_takes_our_files(
     timm_ready: None, checkpoint: Callable[[str], Path], preset: str, tmp_path: Path
 ) -> None:

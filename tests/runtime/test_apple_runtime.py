@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal  # here: its own imports fail where sys.platform is another one
 
 from fastvlm_mlx import loading
 from fastvlm_mlx.cli import main
@@ -162,7 +163,7 @@ def test_images_go_in_as_pictures_and_arrays_as_they_are(tools, package):
     for _ in range(2):
         encoder.encode(pixels[None])
     first, second = (given["images"] for given in tools.given[-2:])
-    np.testing.assert_array_equal(first, pixels.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255))
+    assert_array_equal(first, pixels.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255))
     assert first is second  # kept, since Core ML may read it after `predict` has returned
 
 

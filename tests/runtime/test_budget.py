@@ -211,8 +211,8 @@ def test_questions_of_another_length_say_what_they_can(bundle, clock):
 
 def test_the_real_questions_find_nothing_known_and_leave_nothing(tiny, monkeypatch):
     asked, opened = [], []
-    open_file = image_module._open
-    monkeypatch.setattr(image_module, "_open", lambda source: opened.append(source) or open_file(source))
+    decode = image_module._decode
+    monkeypatch.setattr(image_module, "_decode", lambda *source: opened.append(source) or decode(*source))
     generate = type(tiny).generate
 
     def watched(model, image, prompt, **options):

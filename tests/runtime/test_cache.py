@@ -196,3 +196,23 @@ def test_random_prompts_against_a_list_of_them(seed):
             assert cache.nbytes == sizes(cache)
         assert bounded.nbytes <= bounded.max_bytes
         known.append(ids)
+
+
+def test_who_asked_for_what_and_when():
+    """A part of a prompt that somebody asks for is used; what follows on it is as before."""
+    cache = filled(1 << 20, [1, 2, 3, 4])
+    whole, begun = token_keys([1, 2, 3, 4]), cache.clock
+    assert cache.used_since(whole, begun) == 0
+    cache.match(whole)
+    assert cache.used_since(whole, begun) == 0, "looking is not asking"
+    cache.take(token_keys([1, 2, 9, 9]), BLOCKS)
+    cache.put(token_keys([1, 2, 9, 9]), rows_of([1, 2, 9, 9]))
+    assert cache.used_since(whole, begun) == 2
+    assert cache.used_since(token_keys([1, 2, 9, 9]), begun) == 4
+    assert (cache.older_than(whole, begun), cache.older_than(token_keys([1, 2, 9, 9]), begun)) == (4, 2)
+    now = cache.clock
+    assert cache.use(whole) == 4
+    assert cache.used_since(whole, now) == 4
+    now = cache.clock
+    cache.take(whole, BLOCKS)
+    assert cache.used_since(whole, now) == 4, "the last position is computed again, and wanted all the same"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 import random
@@ -17,9 +19,12 @@ import pytest
 from PIL import Image
 
 from fastvlm_mlx import load, loading
-from fastvlm_mlx.caption import Job
+from fastvlm_mlx.caption import Job, answer_images
 from fastvlm_mlx.cli import main
 from fastvlm_mlx.cli_caption import beginning_bytes
+from fastvlm_mlx.errors import ContextLengthError
+from fastvlm_mlx.prompt import count
+from fastvlm_mlx.types import GenerationOptions
 from support.captions import OPTIONS, damaged_avif, entries, write_images
 from support.work import counted
 
@@ -58,10 +63,29 @@ def test_unreadable_images_are_told_and_skipped(folder, tmp_path, capsys):
     assert sorted(entries(out)) == [f"00{n}.png" for n in (0, 1, 3, 5)]
     assert "002.png is skipped" in said
     assert "004.png is skipped" in said
-    assert "2 of 6 images can't be read" in said
+    assert "2 of 6 images are left out" in said
     Image.new("RGB", (9, 9)).save(folder / "002.png")
     assert main(["caption", str(folder), "-o", str(out), *OPTIONS]) == 1
     assert "1 images answered, 4 were before" in capsys.readouterr().out
+
+
+def test_a_picture_that_fills_the_context_is_skipped(folder, default_model):
+    """With native shapes the picture decides how many positions it takes; the others are answered all the same."""
+    text, _ = count(default_model.positions("Hi", [0], None))
+    small = copy.copy(default_model)
+    small.config = dataclasses.replace(default_model.config, context_length=text + 10)
+    sizes = {"000.png": (64, 16), "001.png": (64, 64), "002.png": (16, 64)}  # 4, 16 and 4 positions at 256 px
+    for name, size in sizes.items():
+        Image.new("RGB", size, "red").save(folder / name)
+    told = {}
+    job = Job("Hi", "", "", resolution=256, aspect="native", options=GenerationOptions(max_tokens=2, ignore_eos=True))
+    found = dict(answer_images(small, folder, list(sizes), job, lambda name, error: told.update({name: str(error)}), 2))
+    assert sorted(found) == ["000.png", "002.png"]
+    assert list(told) == ["001.png"]
+    assert f"the prompt has {text + 16} positions (16 of them image tokens), the model's context" in told["001.png"]
+    long = dataclasses.replace(job, prompt="Hi " * 30)
+    with pytest.raises(ContextLengthError, match="1 of them image tokens"):
+        next(answer_images(small, folder, list(sizes), long, lambda *_: pytest.fail("one image after another")))
 
 
 def test_a_picture_whose_decoder_breaks_is_skipped(folder, tmp_path, capsys):
@@ -169,7 +193,7 @@ def test_two_processes_share_the_images(folder, tmp_path):
     port = str(random.randrange(20_000, 50_000))
     launch = [LAUNCH, "-n", "2", "--starting-port", port, "--python", sys.executable, "--"]
     done = subprocess.run(
-        [*launch, *command(folder, out)[1:]], check=False, capture_output=True, text=True, env=env, timeout=120
+        [*launch, *command(folder, out)[1:]], check=False, capture_output=True, text=True, env=env, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("3 images answered") + done.stdout.count("3 images answered") == 2

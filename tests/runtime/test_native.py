@@ -12,7 +12,7 @@ from fastvlm_mlx import FastVLM
 from fastvlm_mlx.cache import PrefixCache
 from fastvlm_mlx.cli import main
 from fastvlm_mlx.engine import Engine
-from fastvlm_mlx.errors import ContextLengthError, ResolutionError
+from fastvlm_mlx.errors import ContextLengthError, InputError, ResolutionError
 from fastvlm_mlx.image import native_size, preprocess
 from fastvlm_mlx.pictures import Vision
 from fastvlm_mlx.timing import Clock
@@ -61,6 +61,32 @@ def test_a_shape_that_fits_is_what_padding_shows_without_its_bars():
     # Bicubic mixes the bars into the lines next to them: 2 px of the source to each side of a pixel, at half scale.
     np.testing.assert_array_equal(found[2:-2], padded[66:190])
     assert not padded[:62].any()
+
+
+@pytest.mark.parametrize(
+    ("resolution", "downsampling", "right"),
+    [
+        (96, None, (64, 96, 3)),  # 54 of 96: multiples of 32
+        (160, None, (96, 160, 3)),  # 90
+        (1056, None, (608, 1056, 3)),  # 594
+        (128, None, (128, 128, 3)),  # 72: multiples of 64
+        (128, 32, (96, 128, 3)),
+        (1024, 64, (576, 1024, 3)),
+        (1024, 32, (576, 1024, 3)),
+    ],
+)
+def test_the_longer_side_is_what_was_asked_for(resolution, downsampling, right):
+    assert preprocess(noise(160, 90), resolution, "native", downsampling).shape == right
+
+
+def test_a_side_that_is_not_of_whole_positions():
+    with pytest.raises(ResolutionError, match="resolution must be a multiple of 64 pixels, got 96"):
+        preprocess(noise(160, 90), 96, "native", 64)
+
+
+def test_no_aspect_is_not_the_default(default_model):
+    with pytest.raises(InputError, match=r"aspect must be one of pad, .*, got ''"):
+        default_model.generate(noise(9, 9), PROMPT, aspect="")
 
 
 @pytest.mark.parametrize(

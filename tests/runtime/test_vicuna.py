@@ -22,6 +22,7 @@ from fastvlm_mlx.prompt import Turn
 from fastvlm_mlx.template import TEMPLATES, VICUNA_V1, find_template
 from support.chats import short_of_context
 from support.llama import trained, write_llama, write_tokenizer
+from support.tokenizers import with_tokenizer
 
 RED, BLUE = (np.full((64, 48, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
 SYSTEM = (
@@ -251,6 +252,25 @@ def test_another_template_than_the_familys(tmp_path, checkpoint):
     assert model.config.decoder.model_type == "qwen2"
     assert model.tokenizer.decode(asked(model, "Hi")) == f"{SYSTEM} USER: Hi ASSISTANT:"
     assert model.generate(None, "Hi", max_tokens=2).generation_tokens >= 1
+
+
+def test_a_template_that_the_tokenizer_can_not_write(tmp_path, checkpoint, capsys):
+    """Asked for, it is an error before anything is written; the family's own leaves prompts as ids."""
+    source = with_tokenizer(checkpoint("tiny"), tmp_path / "source")
+    argv = [str(source), "-o", str(tmp_path / "bundle"), "--no-coreml"]
+    assert main([*argv, "--template", "vicuna_v1"]) == 2
+    assert "template vicuna_v1 needs <s>, </s>, which the source's tokenizer doesn't have" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+    assert main(argv) == 0
+    assert "template" not in capsys.readouterr().err
+    (source / "tokenizer.json").unlink()
+    write_tokenizer(source)
+    assert main([*argv, "--template", "vicuna_v1"]) == 0
+    assert main(argv) == 0
+    said = capsys.readouterr().err
+    assert (
+        "template chatml needs <|im_start|>, <|im_end|>, which the source's tokenizer doesn't have: the bundle" in said
+    )
 
 
 def test_a_bundle_with_an_unknown_template(vicuna):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_mlx import Frame, read_frames
+from fastvlm_mlx import Frame, image, read_frames, video
 from fastvlm_mlx.errors import ImageError, InputError
 from fastvlm_mlx.image import preprocess
 from fastvlm_mlx.types import SAMPLINGS
@@ -123,6 +125,105 @@ def test_a_frame_is_an_image():
     np.testing.assert_array_equal(preprocess(Frame(image, 1.0), 128), preprocess(image, 128))
 
 
+class Pipe(io.BytesIO):
+    """It can be read once."""
+
+    def seekable(self):
+        return False
+
+    def seek(self, *_):
+        raise io.UnsupportedOperation
+
+
+class Bare:
+    """It can be read, and that is all."""
+
+    def __init__(self, data):
+        self.read = io.BytesIO(data).read
+
+
+@pytest.mark.parametrize("kind", [Pipe, Bare, io.BytesIO])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_images_from_pipes(folder, kind, sampling):
+    shots = [2, 2, 9, 9]
+    pipes = [
+        kind((folder / f"frame{shot}.png" if not shot % 2 else folder / f"Frame{shot}.png").read_bytes())
+        for shot in shots
+    ]
+    assert numbers_of(read_frames(pipes, 2, sampling)) == [2, 9]
+
+
+def test_an_animation_from_a_file_that_can_only_be_read(tmp_path):
+    path = write_animation(tmp_path / "clip.gif", [100] * 12)
+    assert numbers_of(read_frames(Bare(path.read_bytes()), 4)) == [1, 4, 7, 10]
+
+
+def test_a_file_that_gives_text(tmp_path):
+    class Text(io.StringIO):
+        def seekable(self):
+            return False
+
+    with pytest.raises(ImageError, match="a file object must be binary, this one gives str; open it with mode 'rb'"):
+        read_frames(Text("hello"))
+
+
+def test_no_limit_of_pillows(tmp_path, monkeypatch):
+    """Which refuses a picture of twice its number of pixels, and warns of one above it."""
+    path = write_animation(tmp_path / "clip.gif", [100] * 3, disposal=2)
+    solid(COLOURS[2]).save(tmp_path / "one.png")
+    for limit in (1000, 3000):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert numbers_of(read_frames(tmp_path / "one.png")) == [2]
+        assert numbers_of(read_frames(path)) == [0, 1, 2]
+        assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_our_limit_holds_before_anything_is_decoded(tmp_path, monkeypatch):
+    solid(COLOURS[2]).save(tmp_path / "one.png")
+    monkeypatch.setattr(image, "MAX_PIXELS", 3000)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=r"video .*one.png is too large, 64 x 48 px"):
+        read_frames(tmp_path / "one.png")
+
+
+def sources(folder, tmp_path):
+    """Twelve frames of 64 x 48 pixels, as a folder, as an animation and as pictures."""
+    return folder, write_animation(tmp_path / "clip.gif", [100] * 12), [solid(colour) for colour in COLOURS]
+
+
+def test_all_frames_together_are_bounded(folder, tmp_path):
+    for source in sources(folder, tmp_path):
+        for count, most, size in (
+            (12, 12 * 64 * 48, (64, 48)),  # as they are
+            (4, 4 * 64 * 48, (64, 48)),  # of those that are chosen
+            (100, 12 * 64 * 48, (64, 48)),  # of those that there are
+            (12, 12 * 64 * 48 - 1, (63, 47)),
+            (12, 12 * 64 * 48 // 4, (32, 24)),
+            (12, 12, (1, 1)),
+            (12, 1, (1, 1)),
+        ):
+            frames = read_frames(source, count, max_pixels=most)
+            assert {frame.image.size for frame in frames} == {size}
+            assert numbers_of(frames) == ([1, 4, 7, 10] if count == 4 else list(range(12)))
+
+
+def test_frames_are_bounded_by_themselves(tmp_path, monkeypatch):
+    """To more than any model shows: 134 million pixels are 32,768 positions of 64 x 64."""
+    assert video.MAX_PIXELS > 32768 * 64 * 64
+    noise = np.random.default_rng(0).integers(0, 256, (12, 30, 40, 3), np.uint8)
+    monkeypatch.setattr(read_frames, "__defaults__", (*read_frames.__defaults__[:-1], 12 * 300))
+    for frame, picture in zip(read_frames(noise, 12), noise, strict=True):
+        assert frame.image.size == (20, 15)
+        whole = np.asarray(Image.fromarray(picture).resize((20, 15), Image.Resampling.BICUBIC))
+        np.testing.assert_array_equal(np.asarray(frame.image), whole)
+
+
+def test_no_pixels_asked(folder):
+    for most in (0, -1, True, 2.5, "8", None):
+        with pytest.raises(InputError, match="max_pixels must be a whole number, 1 or more, got"):
+            read_frames(folder, max_pixels=most)
+
+
 @pytest.mark.parametrize("frames", [0, -1, True, 2.5, "8", None])
 def test_no_frames_asked(folder, frames):
     with pytest.raises(InputError, match="frames must be a whole number, 1 or more, got"):
@@ -142,6 +243,8 @@ def test_bad_sources(tmp_path, folder):
         read_frames(empty)
     with pytest.raises(InputError, match="there are no frames to choose from; give at least one image"):
         read_frames(iter([]))
+    with pytest.raises(InputError, match="the name of the video is empty; give a file or a folder of frames"):
+        read_frames("")
     with pytest.raises(InputError, match=r"frames come from a video file, .*; got int"):
         read_frames(5)
     with pytest.raises(InputError, match="got Image"):

@@ -6,6 +6,7 @@ import contextlib
 import io
 import sys
 import wave
+import weakref
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from fastvlm_mlx import read_frames, video_file
 from fastvlm_mlx.errors import ImageError, MissingDependencyError
-from support.videos import CODEC_ERROR, COLOURS, number_of, numbers_of, solid, write_video
+from support.videos import CODEC_ERROR, COLOURS, copy_video, number_of, numbers_of, solid, write_video
 
 av = pytest.importorskip("av", reason="the video extra isn't installed")
 
@@ -107,6 +108,77 @@ def test_pixels_that_are_not_square(tmp_path):
     assert [frame.image.size for frame in read_frames(path, 3)] == [(96, 48)] * 3
 
 
+def test_turned_and_not_square(tmp_path):
+    """Its pixels are made square as they are stored; then it is turned."""
+    matrix = [0, ONE, 0, -ONE, 0, 0, 0, 0, 1 << 30]
+    (frame, *_) = read_frames(write_video(tmp_path / "clip.mov", range(3), pixel=Fraction(3, 2), matrix=matrix))
+    assert frame.image.size == (48, 96)
+
+
+# Frames that follow each other are stored in another order: 0 3 1 2 and so on.
+SHUFFLED = {"codec": "libx264", "b_frames": 2, "gop": 6}
+
+
+@pytest.mark.parametrize("container", ["avi", "mkv"])
+@pytest.mark.parametrize(("count", "right"), [(4, [1, 4, 7, 10]), (12, [*range(12)]), (1, [6])])
+def test_times_that_are_not_those_of_the_frames(tmp_path, container, count, right):
+    """AVI has none, and what is copied from one has those that FFmpeg made up."""
+    path = write_video(tmp_path / "clip.avi", **SHUFFLED)
+    path = path if container == "avi" else copy_video(path, tmp_path / "clip.mkv")
+    with av.open(str(path)) as file:
+        times = [frame.pts for frame in file.decode(video=0)]
+    assert times != sorted(times), "or nothing is shown here"
+    for sampling in ("uniform", "scene") if count == 12 else ("uniform",):
+        frames = read_frames(path, count, sampling)
+        assert numbers_of(frames) == right
+        assert [frame.time for frame in frames] == pytest.approx([number / 10 for number in right], abs=1e-3)
+
+
+def test_frames_that_come_out_of_order_later_on(tmp_path, monkeypatch):
+    """What has no place in time is left out."""
+    monkeypatch.setattr(video_file, "_PROBED", 1)
+    film = write_video(tmp_path / "clip.avi", **SHUFFLED)
+    path = copy_video(film, tmp_path / "clip.mkv")
+    for sampling in ("uniform", "scene"):
+        assert numbers_of(read_frames(film, 100, sampling)) == list(range(12)), "of an AVI it needn't be seen"
+        found = numbers_of(read_frames(path, 100, sampling))
+        assert found == sorted(set(found))
+        assert 6 < len(found) < 12
+    with path.open("rb") as file, video_file.open_video(file, "it", 16) as film:
+        times = [time for time, _ in film.thumbnails()]
+    assert times == sorted(set(times))
+
+
+def test_times_in_order_are_believed(tmp_path, monkeypatch):
+    """Of a codec that may store frames in another order, and didn't: it is sought in."""
+    sought, seek = [], video_file._Cursor.seek
+    monkeypatch.setattr(video_file._Cursor, "seek", lambda self, *a: sought.append(a) or seek(self, *a))
+    path = copy_video(write_video(tmp_path / "clip.mp4", **SHUFFLED | {"gop": 1}), tmp_path / "clip.mkv")
+    monkeypatch.setattr(video_file, "_has_delay", lambda stream: True)
+    assert numbers_of(read_frames(path, 4)) == [1, 4, 7, 10]
+    assert sought
+
+
+def test_frames_are_scaled_down_one_by_one(tmp_path, monkeypatch):
+    """Never are two of them held as they were stored."""
+    made_so_far, alive, make = [], [], video_file.VideoFile._frame
+
+    def made(self, stored):
+        frame = make(self, stored)
+        made_so_far.append(weakref.ref(frame.image))
+        alive.append(sum(made() is not None for made in made_so_far))
+        return frame
+
+    monkeypatch.setattr(video_file.VideoFile, "_frame", made)
+    path = write_video(tmp_path / "clip.mp4")
+    frames = read_frames(path, 12, max_pixels=12 * 64 * 48 // 4)
+    assert [frame.image.size for frame in frames] == [(32, 24)] * 12
+    assert numbers_of(frames) == list(range(12))
+    assert [frame.time for frame in frames] == pytest.approx([number / 10 for number in range(12)], abs=1e-3)
+    assert len(alive) == 12
+    assert max(alive) <= 2, "the one before it is let go after it is made"
+
+
 def test_only_what_leads_to_a_frame_is_decoded(tmp_path, monkeypatch):
     """Of 120 frames, with a key frame every ten, those from a key frame to the chosen one."""
     decoded, made = [], []
@@ -123,7 +195,7 @@ def test_an_index_that_leads_elsewhere(tmp_path, monkeypatch):
     """Then it is decoded from its beginning, once."""
     seek, begun, asked = video_file._Cursor.seek, [], []
     init = video_file._Cursor.__init__
-    monkeypatch.setattr(video_file._Cursor, "__init__", lambda self, stream: (begun.append(0), init(self, stream))[1])
+    monkeypatch.setattr(video_file._Cursor, "__init__", lambda self, *a: (begun.append(0), init(self, *a))[1])
     monkeypatch.setattr(
         video_file._Cursor, "seek", lambda self, place, time: asked.append(place) or seek(self, 1100, time)
     )
@@ -137,8 +209,8 @@ def test_a_container_that_leads_into_the_middle(tmp_path, monkeypatch):
     index = video_file._index
 
     def all_keys(stream, name):
-        times, _, end = index(stream, name)
-        return times, {time: time for time in times}, end
+        times, _, *rest = index(stream, name)
+        return times, {time: time for time in times}, *rest
 
     monkeypatch.setattr(video_file, "_index", all_keys)
     assert numbers_of(read_frames(write_video(tmp_path / "clip.ts", [3] * 6 + [5] * 6, gop=50), 4)) == [3, 3, 5, 5]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fastvlm_mlx import load, read_frames
+from fastvlm_mlx import load, read_frames, video
 from fastvlm_mlx.cli import main
 from fastvlm_mlx.cli_chat import Terminal
 from fastvlm_mlx.errors import ContextLengthError
@@ -131,6 +131,10 @@ def test_what_the_command_refuses(clip, tmp_path, capsys, monkeypatch):
         (["--video", str(clip), "--frames", "0"], "frames must be a whole number, 1 or more, got 0"),
         (["--video", str(tmp_path / "folder")], "folder has no pictures"),
         ([], "give --image FILE, --prompt TEXT, or both; --video FILE"),
+        (["--video", ""], "the name of the video is empty; give a file"),
+        (["--image", ""], "--image has an empty name; give a file"),
+        (["--prompt", "Hm?", "--frames", "8"], "--frames and --sampling choose frames of a video; give --video FILE"),
+        (["--image", str(clip), "--sampling", "uniform"], "--frames and --sampling choose frames of a video"),
     ):
         assert main(["generate", *argv]) == 2
         assert message in capsys.readouterr().err
@@ -139,6 +143,14 @@ def test_what_the_command_refuses(clip, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["generate", "--video", str(clip), "--sampling", "random"])
     assert "invalid choice: 'random'" in capsys.readouterr().err
+
+
+def test_several_videos_share_the_memory_of_one(clip, tmp_path, monkeypatch):
+    asked, read = [], video.read_frames
+    monkeypatch.setattr(video, "read_frames", lambda *args: asked.append(args) or read(*args))
+    argv = ["generate", "--video", str(clip), "--video", str(clip), "--max-tokens", "1", "--resolution", "64"]
+    assert main(argv) == 0
+    assert asked == [(str(clip), 8, "uniform", video.MAX_PIXELS // 2)] * 2
 
 
 def test_help_says_what_the_weights_were_not_trained_for(capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import threading
 
 import numpy as np
@@ -16,6 +18,13 @@ from support.work import counted
 PROMPT = [5, 6, 7, -200, 8, 9]
 SHORT = {"max_tokens": 3, "ignore_eos": True, "resolution": 128}  # 4 tokens an image
 GREY = [np.full((40, 40, 3), value, np.uint8) for value in (0, 50, 100, 150, 200)]
+
+
+class Capture:
+    """As OpenCV's."""
+
+    def read(self):
+        return True, RED
 
 
 def readers() -> list[threading.Thread]:
@@ -124,15 +133,69 @@ def test_an_error_of_the_source_comes_after_its_frames(tiny, camera):
     assert list(watching) == []
 
 
-def test_a_frame_that_is_no_image(tiny, camera):
-    camera.put(GREY[0])
-    watching = tiny.watch(camera, PROMPT, **SHORT)
-    next(watching)
-    camera.put(None)  # as cameras do that have nothing to show
-    with pytest.raises(ImageError, match="got NoneType"):
-        next(watching)
-    camera.put(GREY[1])
-    camera.join()
+BROKEN = [np.zeros((4, 4), np.uint8), b"\xff\xd8\xff broken", None]
+
+
+def test_frames_that_are_no_images_are_dropped(tiny, forgetful, monkeypatch, caplog):
+    """As cameras and networks give them at times."""
+    monkeypatch.setattr(watch, "Newest", Patient)
+    numpys, jpeg, nothing = BROKEN
+    found = list(tiny.watch([GREY[0], nothing, RED, jpeg, numpys, RED, BLUE, nothing], PROMPT, **SHORT))
+    assert [(answer.index, answer.dropped) for answer in found] == [(0, 0), (2, 1), (5, 2), (6, 0)]
+    for answer in found:
+        assert answer.result.token_ids == forgetful(tiny).generate(answer.frame, PROMPT, **SHORT).token_ids
+    messages = [record.getMessage() for record in caplog.records if record.name == "fastvlm_mlx"]
+    assert len(messages) == 3, "one for each row of them"
+    assert all(message.startswith("a frame is left out: ") for message in messages)
+
+
+def test_a_source_without_images(tiny, monkeypatch, caplog):
+    """A few are a camera's; many in a row, or nothing else, are a mistake. The log has the first of a row."""
+    monkeypatch.setattr(watch, "MOST_UNREADABLE", 4)
+    monkeypatch.setattr(watch, "Newest", Patient)
+    with pytest.raises(ImageError, match=r"the image .* is empty or no image that Pillow reads"):
+        list(tiny.watch([b"broken"], PROMPT, **SHORT))
+    assert len(list(tiny.watch([b"", b"", b"", RED, b"", b"", b""], PROMPT, **SHORT))) == 1
+    source = iter([RED, *[b"broken"] * 5])
+    caplog.clear()
+    with pytest.raises(ImageError, match="4 frames in a row can't be decoded; of the last one: the image"):
+        list(tiny.watch(source, PROMPT, **SHORT))
+    assert len(caplog.records) == 1
+    assert len(list(source)) == 1
+
+
+class Patient:
+    """A source whose every frame is asked about."""
+
+    def __init__(self, frames):
+        self._frames = enumerate(frames)
+
+    def take(self):
+        found = next(self._frames, None)
+        return found and watch._Arrival(*found, watch.now_s())
+
+    def close(self):
+        pass
+
+
+def test_an_image_error_of_the_question_is_not_the_frames(tiny, monkeypatch):
+    def prompt(index):
+        raise ImageError("of another picture")
+
+    monkeypatch.setattr(watch, "Newest", Patient)
+    with pytest.raises(ImageError, match="of another picture"):
+        list(tiny.watch([RED, RED], prompt, **SHORT))
+
+
+def test_tiles(tiled):
+    options = {"max_tokens": 3, "ignore_eos": True, "aspect": "anyres", "resolution": 64}
+    tokens = {}
+    for grid in ("2x2", "1x3"):
+        (found,) = tiled.watch([RED], PROMPT, grid=grid, **options)
+        right = tiled.generate(RED, PROMPT, grid=grid, **options)
+        assert (found.result.token_ids, found.result.image_tokens) == (right.token_ids, right.image_tokens)
+        tokens[grid] = right.image_tokens
+    assert tokens["2x2"] != tokens["1x3"]
 
 
 def test_closing_ends_the_reading(tiny, camera):
@@ -193,9 +256,19 @@ def test_texts_options_and_frames(default_model, forgetful):
 
 
 def test_what_is_refused_at_once(tiny):
-    for frames in ("clip.mp4", b"", 5):
-        with pytest.raises(InputError, match=r"frames to watch come from an iterable of images.*; read_frames"):
+    for frames in ("clip.mp4", b"", bytearray(), io.BytesIO()):
+        with pytest.raises(
+            InputError, match=r"come from an iterable of images; got .*; read_frames has those of a file"
+        ):
             tiny.watch(frames, PROMPT)
+    for frames in (5, None, Capture()):
+        with pytest.raises(
+            InputError, match=r"got .*; give a generator that reads it and yields RGB images, for OpenCV's"
+        ):
+            tiny.watch(frames, PROMPT)
+    camera, bgr = Capture(), RED[..., ::-1]
+    frames = (camera.read()[1][..., ::-1] for _ in itertools.count())  # as the message has it
+    np.testing.assert_array_equal(next(frames), bgr)
     with pytest.raises(ResolutionError):
         tiny.watch([RED], PROMPT, resolution=100)
     with pytest.raises(InputError, match="max_tokens"):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
-from fastvlm_mlx import watch
+from fastvlm_mlx import FastVLM, watch
+from fastvlm_mlx.cache import PrefixCache
+from fastvlm_mlx.engine import Engine
+from fastvlm_mlx.pictures import Vision
 from support.camera import Camera
 from support.chats import BLUE, RED
 from support.work import counted
@@ -124,3 +129,97 @@ def test_without_caches(tiny, forgetful):
     found = [answer.result.token_ids for answer in answers(bare, [RED, BLUE])]
     assert found == [bare.generate(image, PROMPT, **SHORT).token_ids for image in (RED, BLUE)]
     assert kept(bare)[:3] == (0, 0, 0)
+
+
+def _import_speculation():
+    """Ahead: it may take longer than a camera waits."""
+    importlib.import_module("mlx_lm.generate")
+
+
+def test_a_draft_keeps_nothing_of_frames_either(default_model):
+    model = default_model
+    model.clear_cache()
+    engine = model.engine
+    vision = Vision(engine.vision.encoder, engine.vision.projector, 1 << 26)
+    draft = FastVLM(model.config, Engine(engine.decoder, vision, PrefixCache(1 << 26)), model.tokenizer, 128)
+    _import_speculation()
+    sizes = []
+    for _ in answers(model, GREY[:6], "What is this?", draft=draft):
+        sizes.append((kept(model)[:3], kept(draft)[:3]))
+    assert len(set(sizes)) == 1
+    assert sizes[0][1][2] == 1
+    assert sizes[0][1][0] > 20, "what its latest frame needs is there"
+
+
+def test_a_model_that_is_its_own_draft(default_model):
+    default_model.clear_cache()
+    _import_speculation()
+    sizes = {kept(default_model)[:3] for _ in answers(default_model, GREY[:5], "What is this?", draft=default_model)}
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_chat_about_a_frame_goes_on(default_model, asked):
+    """As if nobody watched."""
+    model, work = default_model, {}
+    for watched in (False, True):
+        model.clear_cache()
+        seen = answers(model, GREY[:3], "What is this?") if watched else iter([None] * 3)
+        next(seen)
+        chat = model.chat(GREY[0], resolution=128)
+        if asked:
+            chat.ask("What is it exactly?", max_tokens=3)
+        next(seen)
+        with counted(model) as count:
+            found = chat.ask("And why?", max_tokens=3)
+        work[watched] = count.images, found.cached_tokens
+        assert len(list(seen)) == 1
+    assert work[True] == work[False]
+    assert work[True][0] == 0
+
+
+def test_what_others_ask_about_stays_and_no_more(tiny):
+    """Another question about a picture, up to its last word the watch's, and the picture's features."""
+    seen = answers(tiny, [RED, BLUE, *GREY[:3]])
+    next(seen)
+    said = tiny.generate(RED, [*PROMPT[:-1], 1], **SHORT).token_ids
+    next(seen)
+    # Its 9 positions and 2 tokens; of BLUE what comes after the beginning: the picture, 2 positions and 2 tokens.
+    assert kept(tiny)[0] == 11 + 8
+    assert len(list(seen)) == 3
+    assert kept(tiny)[0] == 11 + 8
+    with counted(tiny) as work:
+        tiny.generate(RED, [*PROMPT[:-1], 1, *said[:2], 2], **SHORT)
+        tiny.generate(RED, [4, -200], **SHORT)
+        tiny.generate(BLUE, [4, -200], **SHORT)
+    assert work.passes == [1, 5, 4]  # the id before BLUE is that before RED
+    assert work.images == 1, "BLUE's features are gone, RED's are not"
+
+
+def test_features_that_others_ask_for_stay(tiny):
+    seen = answers(tiny, [RED, BLUE, GREY[0]])
+    next(seen)
+    tiny.encode_image(RED, resolution=128)
+    assert len(list(seen)) == 2
+    with counted(tiny) as work:
+        tiny.encode_image(RED, resolution=128)
+        tiny.encode_image(BLUE, resolution=128)
+    assert work.images == 1
+
+
+def test_a_frame_that_others_ask_about_comes_again(tiny):
+    """It is theirs from then on, also under the same question."""
+    seen = answers(tiny, [RED, RED.copy(), BLUE, GREY[0]])
+    next(seen)
+    tiny.generate(RED, PROMPT, **SHORT)
+    assert len(list(seen)) == 3
+    assert kept(tiny)[:3] == (11 + 8, 7, 2)
+
+
+def test_an_answer_to_a_question_that_others_asked_goes(tiny):
+    """What was known is their question; what is drawn by lot is the watch's."""
+    tiny.generate(RED, PROMPT, **SHORT | {"max_tokens": 1})
+    assert kept(tiny)[0] == 9
+    for _ in answers(tiny, [RED, BLUE], temperature=2.0, seed=None):
+        pass
+    assert kept(tiny)[0] == 9 + 8

@@ -44,6 +44,22 @@ def write_adapter(
     return folder
 
 
+def write_trained(adapter: Path, base: Path, **changes: object) -> Path:
+    """Write the config.json that LLaVA's training leaves beside an adapter: the base's with the run's own settings."""
+    config = json.loads((base / "config.json").read_text()) | changes
+    (adapter / "config.json").write_text(json.dumps(config))
+    return adapter
+
+
+def write_rest(adapter: Path, tensors: Mapping[str, np.ndarray]) -> Path:
+    """Write non_lora_trainables.bin with tensors of the model that was trained, in float32. Needs torch."""
+    import torch
+
+    state = {f"{PREFIX}{name}": torch.tensor(value, dtype=torch.float32) for name, value in tensors.items()}
+    torch.save(state, adapter / "non_lora_trainables.bin")
+    return adapter
+
+
 def pair(module: str, a: np.ndarray, b: np.ndarray, suffix: str = "") -> dict[str, np.ndarray]:
     """The two factors of a module under PEFT's names; `suffix` is an adapter's name in older files."""
     return {f"{PREFIX}{module}.lora_A{suffix}.weight": a, f"{PREFIX}{module}.lora_B{suffix}.weight": b}

@@ -84,6 +84,19 @@ def write_video(
     return path
 
 
+def copy_video(source: Path, path: Path) -> Path:
+    """The same packets, with the times that they were found with, in the container that the path's ending says."""
+    import av
+
+    with av.open(str(source)) as file, av.open(str(path), "w") as out:
+        stream = out.add_stream_from_template(file.streams.video[0])
+        for packet in file.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    return path
+
+
 def write_animation(path: Path, durations_ms: Sequence[int], **options: object) -> Path:
     """An animated GIF, WebP or PNG of as many of COLOURS as there are durations."""
     first, *others = [solid(colour) for colour in COLOURS[: len(durations_ms)]]

@@ -57,7 +57,7 @@ class Series:
     """One model of one report.
 
     Attributes:
-        label: as `fastvlm_bench.subjects.Subject.label`.
+        label: as `fastvlm_bench.subjects.Subject.label`, and how images were brought to it where that isn't a square.
         precision: how the decoder's weights lay in memory.
         device: what ran which part.
         seeded: random weights.
@@ -108,9 +108,10 @@ def _of_report(source: str, data: Mapping[str, Any]) -> list[Series]:
                 raise ValueError(f"there is no subject {case['subject']}")
             points[case["subject"]].append(_point(case))
         machine, plan = _machine(data["machine"]), data["plan"]
+        shape = _shape(plan.get("aspect"), plan.get("grid"))
         found = [
             Series(
-                label=_text(subject["label"]),
+                label=_text(subject["label"] + shape),
                 precision=_text(subject["precision"]),
                 device=_text(subject["device"]),
                 seeded=bool(subject["seeded"]),
@@ -135,6 +136,12 @@ def _of_report(source: str, data: Mapping[str, Any]) -> list[Series]:
     if not found:
         raise InputError(f"{source} holds no measured resolution; measure again with: fastvlm-bench --json FILE")
     return found
+
+
+def _shape(aspect: str | None, grid: str | None) -> str:
+    """What a label says of them; a square of whatever kind takes the same time."""
+    shapes = {"native": ", native", "anyres": f", {grid} tiles" if grid else ", tiles"}
+    return shapes.get(aspect or "", "")
 
 
 def _point(case: Mapping[str, Any]) -> Point:
