@@ -69,6 +69,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--aspect", help=f"{', '.join(ASPECTS)} (default: a square, as the model makes it)")
     parser.add_argument("--grid", metavar="CxR", help="columns and rows of anyres' tiles (default: the model's best)")
     parser.add_argument("--image", metavar="FILE", help="a photo of yours (default: a synthetic one)")
+    _add_counts(parser)
+    _add_results(parser)
+    add_common(parser)
+    return parser
+
+
+def _add_counts(parser: argparse.ArgumentParser) -> None:
     usual = Plan()
     for name, count, text in (
         ("--runs", usual.runs, "measured rounds"),
@@ -77,9 +84,6 @@ def build_parser() -> argparse.ArgumentParser:
         ("--max-tokens", usual.max_tokens, "tokens to generate"),
     ):
         parser.add_argument(name, type=int, default=count, metavar="N", help=f"{text} (default: {count})")
-    _add_results(parser)
-    add_common(parser)
-    return parser
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:

@@ -92,8 +92,7 @@ def export(
     _check_options(form, options, package)
     target = target or DEFAULT_HOME / f"{source.resolve().name}-{form.name}{options.suffix}"
     checkpoint, found, origin = open_any(source, target, base, source_id, revision, progress)
-    _check_carried(form, checkpoint, found, package)
-    request = _request(form, found, package, gates)
+    request = _request(form, checkpoint, found, package, gates)
     made_with = _made_with(form, options, package, request)
     current = _is_current(target, origin, made_with, licence, gates.accepts if request else lambda _: True)
     if current and not gates.every_size:
@@ -167,18 +166,20 @@ def _check_options(form: Form, options: Options, package: ExportPackage) -> None
         raise InputError(f"{form.runtime} takes square images; got {package.size.height}x{package.size.width}")
 
 
-def _check_carried(form: Form, checkpoint: Checkpoint, found: Layout, package: ExportPackage) -> None:
-    """Raise InputError where a package is described and the source's own is carried along."""
-    if form.package and not found.has_vision and package != ExportPackage():
-        raise InputError(
-            f"{checkpoint.path} has no vision weights to make a Core ML package of, its own is carried along as it is; "
-            "leave --resolutions, --attention and --calibration out"
-        )
+def _request(form: Form, checkpoint: Checkpoint, found: Layout, package: ExportPackage, gates: Gates) -> Request | None:
+    """The package that is to be made, its size still open; None where none is.
 
-
-def _request(form: Form, found: Layout, package: ExportPackage, gates: Gates) -> Request | None:
-    """The package that is to be made, its size still open; None where none is."""
-    if not (form.package and found.has_vision):
+    Raises:
+        InputError: one is described, and the source's own is carried along.
+    """
+    if not form.package:
+        return None
+    if not found.has_vision:
+        if package != ExportPackage():
+            raise InputError(
+                f"{checkpoint.path} has no vision weights to make a Core ML package of, its own is carried along as it "
+                "is; leave --resolutions, --attention and --calibration out"
+            )
         return None
     size = package.size or Size(64, 64)  # the model's own is known when its config is read
     options = PackageOptions((size,), package.attention or "batched", min_target=_TARGET, interface="tensor")

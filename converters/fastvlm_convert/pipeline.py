@@ -37,7 +37,7 @@ from fastvlm_convert.records import (
     write_manifest,
 )
 from fastvlm_convert.source import Checkpoint, read_json
-from fastvlm_convert.tokenizer import check_template, prefixes_after_special, read_tokenizer
+from fastvlm_convert.tokenizer import with_tokenizer
 from fastvlm_convert.verify import verify_bundle
 from fastvlm_convert.vision_package import (
     REMEDY,
@@ -114,10 +114,8 @@ def convert(
         _verify_again(target, source, base, request, progress)
         return Result(target, True, ())
     tensors, config, warnings = read_model(checkpoint, layout, origin.name, options)
-    tokenizer = read_tokenizer(checkpoint.path)  # a damaged one is known before anything is written
-    if tokenizer:
-        config = dataclasses.replace(config, prefix_after_special=prefixes_after_special(checkpoint.path, tokenizer))
-        warnings += check_template(tokenizer, config.template, options.template is not None)
+    tokenizer, config, odd = with_tokenizer(checkpoint.path, config, options.template is not None)
+    warnings += odd
     plan = _plan(tensors, config, options)
     total = _require_room(target, checkpoint.path, plan, options)
     with replaced_folder(target) as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from fastvlm_convert.sentencepiece_model import read_sentencepiece
 from fastvlm_convert.source import read_json
+from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.errors import CheckpointError, InputError, MissingDependencyError
 from fastvlm_mlx.template import TEMPLATES, special_tokens
 
@@ -39,6 +41,24 @@ def read_tokenizer(path: Path) -> Tokenizer | None:
     except Exception as exc:  # tokenizers raises bare Exception
         raise CheckpointError(f"the tokenizer files of {path} are damaged ({exc}); download them again") from exc
     return None
+
+
+def with_tokenizer(path: Path, config: ModelConfig, asked: bool) -> tuple[Tokenizer | None, ModelConfig, list[str]]:
+    """A source's tokenizer, the config with what it says, and warnings.
+
+    Args:
+        path: the source's folder.
+        config: of its model.
+        asked: whether the user chose the config's template.
+
+    Raises:
+        CheckpointError or MissingDependencyError: as `read_tokenizer`. InputError: as `check_template`.
+    """
+    tokenizer = read_tokenizer(path)
+    if tokenizer is None:
+        return None, config, []
+    warnings = check_template(tokenizer, config.template, asked)
+    return tokenizer, replace(config, prefix_after_special=prefixes_after_special(path, tokenizer)), warnings
 
 
 def check_template(tokenizer: Tokenizer, name: str, asked: bool) -> list[str]:

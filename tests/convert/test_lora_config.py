@@ -10,11 +10,20 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_convert.cli import main
 from fastvlm_convert.pipeline import convert
 from fastvlm_mlx.bundle import Bundle, read_tensors
 from fastvlm_mlx.config import ModelConfig
-from support.adapters import LAYER, deltas, factors, merged_by_hand, pair, write_adapter, write_rest, write_trained
+from support.adapters import (
+    LAYER,
+    deltas,
+    factors,
+    merged_by_hand,
+    pair,
+    refused,
+    write_adapter,
+    write_rest,
+    write_trained,
+)
 from support.layouts import to_apple_mlx, to_mlx_vlm, to_transformers
 
 # What train_qwen.py writes over the base's, and what nobody would guess from the base.
@@ -36,14 +45,6 @@ def tuned(checkpoint, tmp_path):
         return write_trained(write_adapter(tmp_path / "tuned", tensors, base), base, **(RUN | changes))
 
     return write
-
-
-def refused(adapter, tmp_path, capsys, *flags: str) -> str:
-    assert main([str(adapter), "-o", str(tmp_path / "out"), "--no-coreml", *flags]) == 2
-    assert not (tmp_path / "out").exists()
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    return err
 
 
 def nameless(config: ModelConfig) -> ModelConfig:

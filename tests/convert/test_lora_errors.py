@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 
 from fastvlm_convert.cli import main
-from support.adapters import LAYER, PREFIX, VISION, deltas, factors, pair, write_adapter
+from support.adapters import LAYER, PREFIX, VISION, deltas, factors, pair, refused, write_adapter
 from support.layouts import to_mlx_vlm
-
-
-def refused(adapter, tmp_path, capsys, *flags: str) -> str:
-    assert main([str(adapter), "-o", str(tmp_path / "out"), "--no-coreml", *flags]) == 2
-    assert not (tmp_path / "out").exists()
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    return err
 
 
 def test_an_adapter_for_another_base(checkpoint, tmp_path, capsys):

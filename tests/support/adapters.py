@@ -11,6 +11,7 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -89,3 +90,14 @@ def deltas(base, modules, rank=4, scale=2.0) -> tuple[dict[str, np.ndarray], dic
         tensors |= pair(module, a, b)
         added[f"{module}.weight"] = scale * (b.reshape(len(b), -1) @ a.reshape(rank, -1))
     return tensors, added
+
+
+def refused(adapter: Path, tmp_path: Path, capsys: Any, *flags: str) -> str:
+    """The one line that the command says of an adapter that it doesn't convert."""
+    from fastvlm_convert.cli import main
+
+    assert main([str(adapter), "-o", str(tmp_path / "out"), "--no-coreml", *flags]) == 2
+    assert not (tmp_path / "out").exists()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    return err
