@@ -14,7 +14,7 @@ from fastvlm_bench.accuracy import Answer, Question, ask_all
 from fastvlm_mlx import load
 from nano.scenes import KINDS, make_scene
 
-# Held-out scene -> its questions. The card's table uses scenes below 1000, and the curve of a training those below 192.
+# Held-out scene -> its questions. The card's table uses scenes 1000 to 1999, and the curve of a training those below 192.
 QUESTIONS = {
     7000: (0, 1, 2),
     7001: (0, 1, 3),
