@@ -64,8 +64,8 @@ class Settings:
     """
 
     seed: int = 0
-    stage_steps: tuple[int, ...] = (3000, 1000, 8000)
-    batch: int = 32
+    stage_steps: tuple[int, ...] = (13000, 6000, 6000)
+    batch: int = 16
     device: str = "cpu"
     workers: int = 1
     questions: int = 8
