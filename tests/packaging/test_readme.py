@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -47,6 +48,10 @@ def folder(tmp_path_factory) -> Path:
             picture.save(folder / name)
     (folder / "photos").mkdir()
     shutil.copy(folder / "photo.jpg", folder / "photos" / "one.jpg")
+    (folder / "questions").mkdir()
+    shutil.copy(folder / "photo.jpg", folder / "questions")
+    question = {"image": "photo.jpg", "kind": "colour", "prompt": "What colour is the star?", "answer": "red"}
+    (folder / "questions" / "questions.jsonl").write_text(json.dumps(question) + "\n", encoding="utf-8")
     write_video(folder / "clip.mp4")
     with_tokenizer(write_checkpoint("tiny", folder / "bare"), folder / "ckpt")
     write_adapter(folder / "adapter", pair(LAYER, *factors(LAYER, (128, 128), 4)))
