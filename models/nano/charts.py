@@ -75,6 +75,8 @@ def _values(dice: Dice, count: int, highest: int, apart: int) -> list[int]:
 def plan_chart(dice: Dice, backdrop: Backdrop, new_font: bool) -> Chart:
     """Two to four bars of different colours and heights.
 
+    Their values are any numbers in both splits: only signs keep some for the held-out one (`held_out_number`).
+
     Args:
         dice: the scene's.
         backdrop: a plain colour or a gradient.

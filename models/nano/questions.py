@@ -150,7 +150,7 @@ class ChartAsker:
         return self.book.ask("presence", "presence", "yes" if yes else "no", a_thing=with_article(f"{name} bar"))
 
     def relation(self) -> Question | None:
-        """Whether one bar stands left of another."""
+        """Whether one bar stands left of another, or right of it."""
         first, second = self._two()
         lower = self.dice.chance(0.5)
         answer = "yes" if (first.left < second.left) == lower else "no"

@@ -96,5 +96,5 @@ __all__ = [
 
 
 def held_out_number(number: int) -> bool:
-    """Whether this number is written in the held-out split only: one in seven, spread over all lengths."""
+    """Whether signs show this number in the held-out split only: one in seven; training's charts may show it, too."""
     return number % 7 == 3

@@ -169,3 +169,26 @@ def test_cells_of_labels_and_of_two_colours_have_no_ink_to_learn() -> None:
     assert set(apart[0].tolist()) == {0, 3}
     assert set(apart[3].tolist()) == {0, 5}
     assert set(inks_of((replace(line, colour=-1),)).ravel().tolist()) == {0, -1}
+
+
+def test_what_lies_beyond_is_asked_for_where_no_other_thing_seems_to() -> None:
+    """One thing only in a row or column beyond, and none of those beside the thing clearly further that way."""
+    asked = 0
+    for split, seed in ((split, seed) for split in SPLITS for seed in range(500)):
+        plan, questions = planned(seed, split, "shapes")
+        cells = [(thing.row, thing.column, *thing.name.split()[::-1]) for thing in plan.things]
+        for question in questions:
+            prompt = question.prompt.lower()
+            if question.kind != "relation" or question.answer in ("yes", "no"):
+                continue
+            (base,) = meant(prompt, cells)[-1]
+            start = plan.things[cells.index(base)]
+            sign = -1 if re.search(r"\b(left|above)\b", prompt) else 1
+            sideways = bool(re.search(r"\b(left|right)\b", prompt))
+            others = [thing for thing in plan.things if thing is not start]
+            ahead = [(t.name, sign * (t.x - start.x if sideways else t.y - start.y)) for t in others]
+            beyond = max(far for name, far in ahead if name == question.answer)
+            assert beyond > 0, question
+            assert all(far <= 0.05 for _, far in ahead if far != beyond), question
+            asked += 1
+    assert asked > 150

@@ -221,3 +221,14 @@ def test_training_asks_more_of_what_takes_long() -> None:
     often = {kind: asked["train"][kind] / asked["held-out"][kind] for kind in asked["train"]}
     assert min(often["relation"], often["describe"], often["count"]) > 1.2
     assert max(often["colour"], often["kind"], often["presence"], often["position"]) < 0.8
+
+
+def test_only_the_held_out_split_asks_with_neither_capital_nor_mark() -> None:
+    bare = {
+        split: sum(
+            q.prompt[0].islower() and q.prompt[-1] not in ".?" for _, questions in plans(split) for q in questions
+        )
+        for split in SPLITS
+    }
+    assert bare["train"] == 0
+    assert bare["held-out"] > 200
