@@ -40,10 +40,10 @@ nano: $(VENV)/.dev
 	$(BIN)/fastvlm-convert models/nano/checkpoint -o models/fastvlm_zoo/nano --source-id fastvlm-nano --licence MIT \
 		--vision-dtype float16 --resolutions 256
 
-# Measure the accuracy in its card, models/nano/README.md, again: 1000 pictures that no one looked at in training, six
-# times over.
+# Measure the accuracy in its card, models/nano/README.md, again: 1000 pictures that no one looked at in training, once
+# for each width and encoder.
 nano-card: $(VENV)/.dev
-	$(BIN)/python models/nano/table.py models/fastvlm_zoo/nano --seed 1000 --card models/nano/README.md
+	$(BIN)/python models/nano/table.py models/fastvlm_zoo/nano --card models/nano/README.md
 
 # Train it from nothing, or go on where that was stopped, into build/nano/checkpoint; copy this to models/nano/checkpoint
 # for `make nano`. NANO_TRAIN has more for train.py, such as "--device cuda --workers 12".
