@@ -96,6 +96,11 @@ def test_exact_match_by_kind():
     assert format_scores(scores).splitlines()[-1] == "overall   50.0%  2 of 4"
 
 
+@pytest.mark.parametrize(("right", "said"), [("red", "red circle"), ("2", "20"), ("circle", "red circle"), ("20", "2")])
+def test_a_part_of_an_answer_is_wrong_and_so_is_more_than_it(right, said):
+    assert not Answer(Question(None, "a", "?", right), said).right
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fastvlm_bench.accuracy import Answer, Question, ask_all
 from fastvlm_mlx import load
 from nano.scenes import KINDS, make_scene
 
-# Held-out scene -> its questions. The card's table uses scenes 1000 to 1999, and the curve of a training those below 192.
+# Held-out scene -> its questions. The card's table uses scenes 1000 to 1999, and a training's curve those below 192.
 QUESTIONS = {
     7000: (0, 1, 2),
     7001: (0, 1, 3),
@@ -48,6 +49,7 @@ QUESTIONS = {
 # Below what the weights that are embedded reach, by as much as other fonts and sums in another order may cost.
 RIGHT = 0  # TO-MEASURE
 AGREED = 0  # TO-MEASURE: answers that stay the same with a decoder of 8 bits
+CHECKPOINT = Path(__file__).resolve().parents[2] / "models" / "nano" / "checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,8 @@ def questions(tmp_path_factory) -> list[Question]:
 
 
 def answers_of(questions: list[Question], quantize: int | None = None) -> list[Answer]:
-    return list(ask_all(load(vision="mlx", dtype="float32", quantize=quantize), questions))
+    model = load(vision="mlx", dtype="float32", vision_dtype="float32", quantize=quantize)
+    return list(ask_all(model, questions))
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +98,27 @@ def test_the_files_are_small_and_belong_together():
     from fastvlm_mlx.files import sha256
 
     default = fastvlm_zoo.default()
-    checkpoint = Path(__file__).resolve().parents[2] / "models" / "nano" / "checkpoint"
     bundle = Bundle.open(default.path)
-    assert (default.name, default.licence) == (bundle.config.name, bundle.manifest.licence)
-    assert {name: sha256(checkpoint / name) for name in bundle.manifest.source.files} == bundle.manifest.source.files
+    assert (default.name, bundle.config.name) == ("fastvlm-nano", "fastvlm-nano")
+    assert (default.licence, bundle.manifest.licence) == ("MIT", "MIT")
+    assert {name: sha256(CHECKPOINT / name) for name in bundle.manifest.source.files} == bundle.manifest.source.files
     assert (bundle.path / PACKAGE).is_dir()
-    for folder in (default.path, checkpoint):
+    for folder in (default.path, CHECKPOINT):
         assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 12e6
     tensors = [t for name in ("decoder", "vision") for t in read_tensors(bundle.path / f"{name}.safetensors").values()]
     assert f"{sum(tensor.size for tensor in tensors) / 1e6:.1f}M" == default.parameters
+
+
+def test_an_answer_ends_where_the_training_ended_it():
+    """Checkpoint and bundle, which is made of it, name the same two ids, and those are the tokens that end a turn."""
+    import fastvlm_zoo
+    from fastvlm_mlx.bundle import TOKENIZER, Bundle
+
+    bundle = Bundle.open(fastvlm_zoo.default().path)
+    generation = json.loads((CHECKPOINT / "generation_config.json").read_text("utf-8"))
+    for tokenizer, stops in (
+        (CHECKPOINT / "tokenizer.json", generation["eos_token_id"]),
+        (bundle.path / TOKENIZER, bundle.config.eos_token_ids),
+    ):
+        tokens = {token["id"]: token["content"] for token in json.loads(tokenizer.read_text("utf-8"))["added_tokens"]}
+        assert sorted(tokens[stop] for stop in stops) == ["<|endoftext|>", "<|im_end|>"]
