@@ -40,6 +40,8 @@ from support.seeded import relative_l2
 
 # float32 on both sides, sums in another order.
 TOLERANCE = 1e-4
+# The bundle rounds to float16 once more, when norms are folded into kernels; 0.003 was seen.
+STORED_TOLERANCE = 5e-3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -169,12 +171,18 @@ def test_the_bundle_computes_what_the_network_does(bundle: FastVLM, network: Nan
     with torch.no_grad():
         features = network.encode(torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None])
         logits, _ = answer_logits(network, features, batch)
-    encoded = bundle.encode_image(pixels)
-    assert relative_l2(encoded.features, features[0].numpy()) <= TOLERANCE
-    spans = bundle.expand(bundle.tokenize(ask(question.prompt, images=1)), [len(encoded.embeddings)])
-    found = prefill(bundle.decoder, embed(bundle.decoder, spans, [encoded.embeddings]), bundle.decoder.new_cache())
+    assert relative_l2(bundle.encode_image(pixels).features, features[0].numpy()) <= TOLERANCE
     # The first logits predict the answer's first token; rows beyond the tokenizer are never generated.
-    assert relative_l2(mx.array(found[0]), logits[0, : prompts.size].numpy()) <= TOLERANCE
+    found = first_logits(bundle, pixels, question.prompt)
+    assert relative_l2(found, logits[0, : prompts.size].numpy()) <= TOLERANCE
+
+
+def first_logits(model: FastVLM, image: np.ndarray, prompt: str) -> mx.array:
+    encoded = model.encode_image(image)
+    spans = model.expand(model.tokenize(ask(prompt, images=1)), [len(encoded.embeddings)])
+    return mx.array(
+        prefill(model.decoder, embed(model.decoder, spans, [encoded.embeddings]), model.decoder.new_cache())[0]
+    )
 
 
 def test_the_exported_checkpoint_answers_as_the_network_does(network: NanoVLM, trained: Trainer, tmp_path: Path):
@@ -189,22 +197,28 @@ def test_the_exported_checkpoint_answers_as_the_network_does(network: NanoVLM, t
         scene = scenes.make_scene(seed, side=SIDE)
         for question in scene.questions[:2]:
             found = model.generate(scene.image, question.prompt, max_tokens=6).token_ids
-            assert list(found) == greedy(stored, Prompts(trained.tokenizer), scene.image, question.prompt, 6)
+            expected, logits = greedy(stored, Prompts(trained.tokenizer), scene.image, question.prompt, 6)
+            assert list(found) == expected
+            assert relative_l2(first_logits(model, scene.image, question.prompt), logits.numpy()) <= STORED_TOLERANCE
             answers.add(found)
     assert len(answers) > 1, "the network must look at something"
 
 
 @torch.no_grad()
-def greedy(network: NanoVLM, prompts: Prompts, image: np.ndarray, prompt: str, most: int) -> list[int]:
-    """The likeliest tokens one after another, each from all before it, up to one that ends the answer."""
+def greedy(
+    network: NanoVLM, prompts: Prompts, image: np.ndarray, prompt: str, most: int
+) -> tuple[list[int], torch.Tensor]:
+    """The likeliest tokens one after another, up to one that ends the answer, and the logits of the first."""
     decoder, image_features = network.decoder, network.encode(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])
     before, after = prompts.question(prompt)
     out: list[int] = []
+    seen: list[torch.Tensor] = []
     while len(out) < most and (not out or out[-1] not in (prompts.end, prompts.pad)):
         texts = [decoder.model.embed_tokens(torch.tensor([ids])) for ids in (before, [*after, *out])]
         logits = decoder(inputs_embeds=torch.cat([texts[0], network.projector(image_features), texts[1]], dim=1)).logits
-        out.append(int(logits[0, -1, : prompts.size].argmax()))
-    return out
+        seen.append(logits[0, -1, : prompts.size])
+        out.append(int(seen[-1].argmax()))
+    return out, seen[0]
 
 
 def test_export_refuses_what_the_dtype_does_not_hold(trained: Trainer, tmp_path: Path):
