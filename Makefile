@@ -46,10 +46,10 @@ nano-card: $(VENV)/.dev
 	$(BIN)/python models/nano/table.py models/fastvlm_zoo/nano --card models/nano/README.md
 
 # Train it from nothing, or go on where that was stopped, into build/nano/checkpoint; copy this to models/nano/checkpoint
-# for `make nano`. NANO_TRAIN has more for train.py, such as "--device cuda --workers 12".
+# for `make nano`. NANO_TRAIN has more for train.py, such as "--minutes 60 --workers 4".
 NANO_TRAIN ?=
 nano-train: $(VENV)/.dev
-	$(BIN)/python models/nano/train.py build/nano --resume --minutes 100000 $(NANO_TRAIN)
+	$(BIN)/python models/nano/train.py build/nano --resume $(NANO_TRAIN)
 
 # Time to first token beside other libraries, each in an environment of its own; see benchmarks/README.md.
 #   make compare ARGS="--against mlx-vlm --resolution 256 --runs 7"

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 import torch
 from torch import Tensor, nn
 
 from nano.blocks import AttentionBlock, Expand, PatchEmbed, Reparam, RepMixerBlock, convolution, near_identity
+from nano.settings import NanoConfig as NanoConfig  # for those that build a network, too
 
 ATTENTION_FROM = 3  # stages 4 and 5 attend; the others mix with a 3x3 convolution
 MAPPED = (2, 3)  # stages 3 and 4, whose outputs training looks at; strides 16 and 32
 VISION = "model.vision_tower.vision_tower.model."
 PROJECTOR = "model.mm_projector."
-
-
-@dataclass(frozen=True, slots=True)
-class NanoConfig:
-    """Sizes of the whole model; `side` is that of the pictures in pixels."""
-
-    side: int = 256
-    dims: tuple[int, ...] = (16, 48, 96, 192, 192)
-    depths: tuple[int, ...] = (1, 2, 3, 2, 1)
-    mlp_ratio: int = 4
-    head_dim: int = 32
-    vocabulary: int = 1024
-    hidden: int = 192
-    layers: int = 4
-    heads: int = 6
-    kv_heads: int = 2
-    intermediate: int = 512
-    rope_theta: float = 1e4
-    context: int = 2048
-
-    @property
-    def feature_dim(self) -> int:
-        """Channels of the encoder's output."""
-        return 2 * self.dims[-1]
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for a checkpoint."""
-        return asdict(self)
 
 
 class FastViTHD(nn.Module):

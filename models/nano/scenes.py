@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ MODELS = Path(__file__).resolve().parents[1]
 if str(MODELS) not in sys.path:  # run as a script, Python looks in this folder, not in the one above
     sys.path.insert(0, str(MODELS))
 
+from fastvlm_mlx.commands import add_common, run  # noqa: E402
+from fastvlm_mlx.errors import InputError  # noqa: E402
 from nano.backdrops import draw_backdrop  # noqa: E402
 from nano.charts import draw_chart  # noqa: E402
 from nano.dense import dense_of  # noqa: E402
@@ -60,6 +63,9 @@ __all__ = [
     "make_scene",
     "write_scenes",
 ]
+
+
+LEAST_SIDE = 32  # pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +112,8 @@ def make_scene(seed: int, split: str = "train", side: int = 256, family: str | N
         raise ValueError(f"no split {split!r} or no family {family!r}: {SPLITS}, {(*FAMILIES, PAGE)}")
     if family == PAGE and split != "train":
         raise ValueError(f"a {PAGE} has no questions and is for training; choose the split 'train'")
-    if seed < 0 or side < 32:
-        raise ValueError(f"seed {seed} is below 0 or side {side} below 32")
+    if seed < 0 or side < LEAST_SIDE:
+        raise ValueError(f"seed {seed} is below 0 or side {side} below {LEAST_SIDE}")
     held_out = split == "held-out"
     dice = Dice(SPLITS.index(split), seed)
     plan = plan_scene(dice, held_out, family)
@@ -139,10 +145,16 @@ def write_scenes(target: Path, split: str, count: int, seed: int = 0, side: int 
 
     Returns:
         How many questions were written.
+
+    Raises:
+        InputError: the count, the seed or the side is too small, or that isn't a side of wide pictures.
     """
     from fastvlm_mlx.files import replaced_folder
     from nano.wide import wide_scenes
 
+    for name, value, least in (("count", count, 1), ("seed", seed, 0), ("side", side, LEAST_SIDE)):
+        if value < least:
+            raise InputError(f"{name} needs a number from {least} on, not {value}")
     square = ((scene.image, scene.questions) for scene in (make_scene(seed + i, split, side) for i in range(count)))
     lines = []
     with replaced_folder(target) as folder:
@@ -156,8 +168,8 @@ def write_scenes(target: Path, split: str, count: int, seed: int = 0, side: int 
     return len(lines)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(description="Write pictures with questions and answers.")
     parser.add_argument("out", type=Path, help="folder to write; an older one is replaced")
     parser.add_argument("--split", choices=SPLITS, default="train")
@@ -165,10 +177,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first scene (default 0)")
     parser.add_argument("--side", type=int, default=256, help="pixels (default 256); of wide ones the longer side")
     parser.add_argument("--wide", action="store_true", help="half as high as wide")
-    options = parser.parse_args(arguments)
-    questions = write_scenes(options.out, options.split, options.count, options.seed, options.side, options.wide)
-    print(f"{options.out}: {options.count} pictures, {questions} questions")
+    add_common(parser)
+    return run(parser, _write, argv)
+
+
+def _write(args: argparse.Namespace) -> None:
+    questions = write_scenes(args.out, args.split, args.count, args.seed, args.side, args.wide)
+    print(f"{args.out}: {args.count} pictures, {questions} questions")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Train fastvlm-nano: a FastVLM of 3.6 M parameters that sees shapes, words and charts.
 
-    train.py OUT                       # on a CPU: hours
-    train.py OUT --device cuda --batch 128 --workers 12
-    train.py OUT --resume              # go on where OUT/state.pt is
+    train.py OUT                       # on a CPU: many hours
+    train.py OUT --device cuda --batch 128 --workers 12   # not tried on a GPU
+    train.py OUT --resume              # go on where OUT/state.pt is, with its own settings
     train.py OUT --export CHECKPOINT   # write the published LLaVA layout of OUT/state.pt, and stop
 
 OUT gets state.pt (every few minutes, and at Ctrl-C or the time limit), curve.csv, tokenizer.json, and at the
@@ -18,8 +18,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
@@ -31,53 +32,91 @@ if __name__ == "__main__":
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+from fastvlm_mlx.errors import InputError  # noqa: E402
+from nano.settings import NanoConfig, Settings, as_text  # noqa: E402
+
+
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"needs whole numbers with commas between them, not {text!r}") from None
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line; what isn't given is None, as a run that is gone on with has its own."""
+    settings, sizes = Settings(), NanoConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add(option: str, convert: Callable[[str], object], text: str, default: object, **more: Any) -> None:
+        parser.add_argument(option, type=convert, help=f"{text} (default {as_text(default)})", **more)
+
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the run")
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop after this long (default 60)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, help="stop after this long (default: at the end)")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/state.pt, if it is there")
-    parser.add_argument(
+    add("--seed", int, "of the weights and the pictures", settings.seed)
+    add(
         "--stage-steps",
-        type=_numbers,
-        default=(13000, 6000, 6000),
+        _numbers,
+        "steps of the encoder alone, of projector and decoder, of everything; with --resume, stages that haven't "
+        "ended may get others",
+        settings.stage_steps,
         metavar="A,B,C",
-        help="steps of the encoder alone, of projector and decoder, of everything (default 13000,6000,6000)",
     )
-    parser.add_argument("--batch", type=int, default=16, help="pictures of a step (default 16)")
-    parser.add_argument("--questions", type=int, default=8, help="of a picture in a step, at most (default 8)")
-    parser.add_argument("--side", type=int, default=256, help="of the pictures, pixels (default 256)")
-    parser.add_argument(
+    add("--batch", int, "pictures of a step", settings.batch)
+    add("--questions", int, "of a picture in a step, at most", settings.questions)
+    add("--side", int, "of the pictures, pixels, a multiple of 64", sizes.side)
+    add(
         "--dims",
-        type=_numbers,
+        _numbers,
+        "channels of the encoder's stages, each a multiple of the one before",
+        sizes.dims,
         metavar="A,B,C,D,E",
-        help="channels of the encoder's stages, each a multiple of the one before (default 16,48,96,192,192)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or mps")
-    parser.add_argument("--workers", type=int, default=1, help="processes that make pictures (default 1)")
-    parser.add_argument("--evaluate-every", type=int, default=500, help="steps (default 500)")
+    add("--device", str, "cpu, cuda or mps", settings.device)
+    add("--workers", int, "processes that make pictures", settings.workers)
+    add("--evaluate-every", int, "steps", settings.evaluate_every)
     parser.add_argument("--export", type=Path, metavar="CHECKPOINT", help="only write OUT/state.pt's checkpoint")
-    args = parser.parse_args(argv)
-    if len(args.stage_steps) != 3 or min(args.stage_steps) < 1:
-        parser.error("--stage-steps needs three positive numbers, such as 3000,1000,8000")
-    if args.dims and (len(args.dims) != 5 or any(b % a for a, b in pairwise(args.dims)) or args.dims[3] % 32):
-        parser.error("--dims needs five numbers, each a multiple of the one before, from the fourth on of 32, too")
-    has_state = (args.out / "state.pt").exists()
-    if args.export and not has_state:
-        parser.error(f"{args.out} has no state.pt to export; train first")
-    if has_state and not args.resume and not args.export:
-        parser.error(f"{args.out} holds a run; add --resume to go on with it, or choose another folder")
-    return args
+    return parser
 
 
-def stopper(minutes: float) -> Callable[[], bool]:
+def _given(args: argparse.Namespace, kind: type[Settings] | type[NanoConfig]) -> dict[str, Any]:
+    """The options that were given, of those that a dataclass has a field for."""
+    return {f.name: getattr(args, f.name) for f in fields(kind) if getattr(args, f.name, None) is not None}
+
+
+def _check_folder(out: Path, resume: bool, exports: bool) -> bool:
+    """Whether the folder holds a run.
+
+    Raises:
+        InputError: it does, but wasn't asked to go on, or it doesn't, and there is nothing to export.
+    """
+    has_state = (out / "state.pt").exists()
+    if exports and not has_state:
+        raise InputError(f"{out} has no state.pt to export; train first")
+    if has_state and not resume and not exports:
+        raise InputError(f"{out} holds a run; add --resume to go on with it, or choose another folder")
+    return has_state
+
+
+def _check_device(name: str) -> None:
+    """Use it once.
+
+    Raises:
+        InputError: torch doesn't know it, or hasn't got it here.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as exc:  # each of torch's backends has its own way to say so
+        reason = str(exc).strip().partition("\n")[0]
+        raise InputError(f"torch can't use the device {name!r} here ({reason}); give another --device") from exc
+
+
+def stopper(minutes: float | None) -> Callable[[], bool]:
     """True after that long, or after Ctrl-C or a termination signal; a second signal ends at once."""
-    end = time.monotonic() + 60 * minutes
+    end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     asked = []
 
     def note(number: int, _: object) -> None:
@@ -89,29 +128,30 @@ def stopper(minutes: float) -> Callable[[], bool]:
     return lambda: bool(asked) or time.monotonic() > end
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train, go on, or export."""
-    args = parse(argv)
+def train(args: argparse.Namespace) -> None:
+    """Train, go on, or export.
+
+    Raises:
+        InputError: an option can't be, or not for the run that is gone on with; nothing was written.
+    """
+    settings, config = Settings(**_given(args, Settings)), NanoConfig(**_given(args, NanoConfig))
+    if args.minutes is not None and not args.minutes > 0:
+        raise InputError(f"minutes needs a number above 0, not {args.minutes:g}; leave it out to train to the end")
+    has_state = _check_folder(args.out, args.resume, bool(args.export))
     # Heavy imports after the arguments, so that --help and mistakes answer at once.
     import torch
 
     from nano import scenes
     from nano.export import export
-    from nano.network import NanoConfig
-    from nano.record import CHECKPOINT
-    from nano.trainer import Settings, Trainer
+    from nano.record import CHECKPOINT, load_state
+    from nano.trainer import Trainer
 
+    if has_state:
+        state = load_state(args.out, "cpu")
+        settings = Settings(**state.get("settings", {}) | _given(args, Settings))
+        config = replace(NanoConfig(**state["config"]), **_given(args, NanoConfig))
+    _check_device(settings.device)
     torch.set_flush_denormal(True)  # Adam's averages of weights that hardly move are slow on a CPU otherwise
-    settings = Settings(
-        seed=args.seed,
-        stage_steps=args.stage_steps,
-        batch=args.batch,
-        device=args.device,
-        workers=args.workers,
-        questions=args.questions,
-        evaluate_every=args.evaluate_every,
-    )
-    config = NanoConfig(side=args.side, **({"dims": args.dims} if args.dims else {}))
     trainer = Trainer(args.out, config, settings, scenes, lambda line: print(line, flush=True))
     if not args.export:
         trainer.run(stopper(args.minutes))
@@ -123,5 +163,16 @@ def main(argv: list[str] | None = None) -> None:
         print(f"stopped in stage {trainer.stage + 1} after {trainer.step} steps; go on with --resume")
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = make_parser()
+    try:
+        train(parser.parse_args(argv))
+    except InputError as exc:  # all else keeps its traceback: of hours of training, it may be the only trace
+        print(f"{parser.prog}: error: {exc}", file=sys.stderr)
+        return exc.exit_code
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

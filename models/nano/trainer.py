@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from nano.network import NanoConfig, NanoVLM
+from nano.network import NanoVLM
 from nano.objectives import (
     DENSE_TARGETS,
     TARGETS,
@@ -25,8 +25,9 @@ from nano.objectives import (
     head_counts,
     head_loss,
 )
-from nano.record import STATE, TOKENIZER, Curve, load_state, save_state
+from nano.record import STATE, TOKENIZER, Curve, changed_settings, load_state, save_state
 from nano.schedule import CLIP, STAGES, Stage, freeze, make_optimizer, rate_factor, set_rate
+from nano.settings import NanoConfig, Settings, as_text
 from nano.targets import Batch, Batches, SceneMaker
 from nano.tokenizer import Prompts, make_tokenizer
 from nano.warm_start import start_projector
@@ -50,39 +51,21 @@ class World(Protocol):
     make_scene: SceneMaker
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to train.
-
-    Attributes:
-        stage_steps: of each of STAGES.
-        batch: pictures of a step.
-        workers: processes that make pictures; 0 makes them in this one.
-        questions: of a picture in a step, at most.
-        evaluated: held-out pictures of an evaluation.
-        vocabulary_scenes: whose phrases make the tokenizer.
-    """
-
-    seed: int = 0
-    stage_steps: tuple[int, ...] = (13000, 6000, 6000)
-    batch: int = 16
-    device: str = "cpu"
-    workers: int = 1
-    questions: int = 8
-    evaluate_every: int = 250
-    evaluated: int = 192
-    vocabulary_scenes: int = 3000
-
-
 class Trainer:
     """A training run in a folder.
 
     Args:
         folder: of the run; made if need be, and gone on from where it holds a state.
-        config: sizes; of a run that is gone on from, its own.
+        config: sizes; the vocabulary's is the tokenizer's.
         settings: how to train.
         world: the pictures.
         say: called with each line of progress.
+
+    Attributes:
+        changes: what the run went on with that it hadn't before; see `nano.record.changed_settings`.
+
+    Raises:
+        InputError: the folder holds a run with other sizes or settings.
     """
 
     def __init__(
@@ -93,11 +76,10 @@ class Trainer:
         self.stage, self.step, self.losses = 0, 0, []  # the losses of this process, for tests and logs
         self.tokenizer = folder / TOKENIZER
         state = load_state(folder, settings.device) if (folder / STATE).exists() else None
+        self.changes = self._changes(state, config) if state else []
+        self._saved = state is not None
         torch.manual_seed(settings.seed)
-        if state is None:
-            config = self._new_tokenizer(config)
-        else:
-            config = NanoConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["config"].items()})
+        config = NanoConfig(**state["config"]) if state else self._new_tokenizer(config)
         self.model = NanoVLM(config).to(settings.device)
         self.heads = make_heads(config, world).to(settings.device)
         self.parts: dict[str, nn.Module] = {
@@ -113,12 +95,25 @@ class Trainer:
             self._restore(state)
         self._held_out: Batch | None = None
 
+    def _changes(self, state: dict[str, Any], config: NanoConfig) -> list[dict[str, Any]]:
+        before: list[dict[str, Any]] = state.get("changes", [])
+        new = changed_settings(state, self.settings, config)
+        if not new:
+            return before
+        self.say("from here on: " + ", ".join(f"{name} {as_text(now)}" for name, (_, now) in new.items()))
+        return [*before, {"stage": state["stage"], "step": state["step"], "settings": new}]
+
     def _new_tokenizer(self, config: NanoConfig) -> NanoConfig:
-        scenes = range(self.settings.vocabulary_scenes)
+        first = self._first_seed(0)
+        scenes = range(first, first + self.settings.vocabulary_scenes)
         asked = (q for seed in scenes for q in self.world.make_scene(seed, split="train", side=config.side).questions)
         make_tokenizer(asked).save(str(self.tokenizer))
         rows = -(-Prompts(self.tokenizer).size // 64) * 64
-        return NanoConfig(**{**asdict(config), "vocabulary": rows})
+        return replace(config, vocabulary=rows)
+
+    def _first_seed(self, part: int) -> int:
+        """Of the tokenizer's scenes (0), and of those of a stage (1 and on)."""
+        return self.settings.seed * RUN_SEEDS + part * STAGE_SEEDS
 
     def _enter(self, stage: int) -> None:
         """Begin a stage: freeze what it doesn't train, with a fresh optimiser."""
@@ -139,6 +134,8 @@ class Trainer:
         """Write the state."""
         state = {
             "config": self.model.config.to_dict(),
+            "settings": asdict(self.settings),
+            "changes": self.changes,
             "stage": self.stage,
             "step": self.step,
             "elapsed": self.curve.elapsed,
@@ -148,6 +145,7 @@ class Trainer:
             "rng": torch.get_rng_state(),
         }
         save_state(self.folder, state)
+        self._saved = True
 
     @property
     def finished(self) -> bool:
@@ -155,12 +153,13 @@ class Trainer:
         return self.stage >= len(STAGES)
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """Train until all stages are done or `stop` says so; the state is saved at the end."""
+        """Train until all stages are done or `stop` says so; what was done is saved at the end."""
         try:
             while not self.finished and not stop():
                 self._run_stage(stop)
         finally:
-            self.save()
+            if self._saved or self.losses:  # a start that failed leaves nothing that stands in the way of another
+                self.save()
 
     def _run_stage(self, stop: Callable[[], bool]) -> None:
         stage, steps = STAGES[self.stage], self.settings.stage_steps[self.stage]
@@ -192,7 +191,7 @@ class Trainer:
     @torch.no_grad()
     def _start_projector(self) -> None:
         """Set the projector by the features of pictures of the stage before."""
-        data = self._dataset(self.settings.seed * RUN_SEEDS + STAGE_SEEDS, STARTING_PICTURES, None, 0, "train")
+        data = self._dataset(self._first_seed(1), STARTING_PICTURES, None, 0, "train")
         self.model.eval()
         parts = data[0]["pixels"].to(self.settings.device).split(self.settings.batch)
         features = torch.cat([self.model.encode(pixels) for pixels in parts]).flatten(0, 1)
@@ -202,7 +201,7 @@ class Trainer:
     def _batches(self, stage: Stage, steps: int) -> Iterator[Batch]:
         """The rest of a stage's batches, made ahead by the workers."""
         settings = self.settings
-        first_seed = settings.seed * RUN_SEEDS + (self.stage + 1) * STAGE_SEEDS
+        first_seed = self._first_seed(self.stage + 1)
         tokenizer = self.tokenizer if stage.answers else None
         data = self._dataset(first_seed, settings.batch, tokenizer, settings.questions, "train", stage.pages)
         loader = DataLoader(

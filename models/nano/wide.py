@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fastvlm_mlx.errors import InputError
 from nano.dice import Dice
 from nano.phrases import Question
 from nano.planning import Plan, plan_scene
@@ -28,11 +29,16 @@ def wide_scenes(split: str, count: int, seed: int = 0, width: int = 512) -> Iter
         split: one of SPLITS.
         count: how many pictures.
         seed: of the first scene that is tried; charts fill a picture and are never taken.
-        width: of the pictures in pixels, an even number; they are half as high.
+        width: of the pictures in pixels, a multiple of 4; they are half as high.
 
     Yields:
         (width / 2, width, 3) uint8, RGB, and one question or more.
+
+    Raises:
+        InputError: a quarter of the width isn't a whole number.
     """
+    if width % 4:
+        raise InputError(f"wide pictures are cut at quarters and need a side that is a multiple of 4, not {width}")
     made = 0
     while made < count:
         plan = plan_scene(Dice(SPLITS.index(split), seed), split == "held-out")
