@@ -7,7 +7,7 @@ import pytest
 from fastvlm_mlx.errors import ContextLengthError
 from support.chats import BLUE, LENGTH, RED, from_scratch, short_of_context, size_of
 
-CONTEXT = 130
+CONTEXT = 160
 ROOM = CONTEXT - LENGTH["max_tokens"]  # for a prompt
 
 

@@ -17,10 +17,10 @@ GREEN = np.full((30, 90, 3), (0, 200, 0), np.uint8)
 
 
 @pytest.fixture
-def plain(default_model, forgetful):
-    forgetful(default_model)
-    default_model.clear_cache()
-    return default_model
+def plain(speaking_model, forgetful):
+    forgetful(speaking_model)
+    speaking_model.clear_cache()
+    return speaking_model
 
 
 def ids_of(model, *parts: str | tuple[int, ...]) -> list[int]:

@@ -189,8 +189,8 @@ class Rectangle:
         return lambda inputs: {"image_features": np.full((1, 2, 512), inputs["images"].shape[3])}
 
 
-def test_core_ml_has_a_function_for_each_shape(default_model, tmp_path):
-    tiny = default_model
+def test_core_ml_has_a_function_for_each_shape(speaking_model, tmp_path):
+    tiny = speaking_model
     vision = Vision(CoreMLVisionEncoder(tmp_path, Rectangle()), tiny.engine.vision.projector, 0)
     model = FastVLM(tiny.config, Engine(tiny.decoder, vision, PrefixCache(0)), None, 256)
     found = model.encode_image(noise(160, 80), resolution=128, aspect="native")

@@ -21,9 +21,9 @@ SHORT = {"max_tokens": 4, "ignore_eos": True, "resolution": 128}  # 4 tokens an 
 
 
 @pytest.fixture
-def plain(default_model):
-    default_model.clear_cache()
-    return default_model
+def plain(speaking_model):
+    speaking_model.clear_cache()
+    return speaking_model
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_chat_about_a_clip(plain, forgetful, clip, tmp_path):
 
 def test_all_frames_are_added_or_none(plain, clip, monkeypatch):
     chat = plain.chat(resolution=128)
-    short_of_context(plain, monkeypatch, 45)
+    short_of_context(plain, monkeypatch, 60)
     with pytest.raises(ContextLengthError):
         chat.add_image(*read_frames(clip, 6))
     assert chat.unseen == ()

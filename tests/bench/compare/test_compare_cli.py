@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fastvlm_bench import accuracy, planner
 from fastvlm_bench import cli as bench
-from fastvlm_bench import planner
 from fastvlm_bench.cli import main
 from fastvlm_bench.compare import cli
 from fastvlm_bench.compare.job import Job
@@ -171,6 +171,7 @@ def test_the_documents_commands_parse():
     lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
     parsers = {
         "compare": cli.build_parser(),
+        "accuracy": accuracy.build_parser(),
         "doctor": doctor.build_parser(),
         "plan": planner.build_parser(),
         "plot": plots.build_parser(),
