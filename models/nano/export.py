@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from nano.network import NanoConfig, NanoVLM
+from nano.network import NanoVLM
+from nano.settings import NanoConfig
 
 # Weights of this size keep three bits more in float16 than in bfloat16, and none comes near its range.
 DTYPE = torch.float16

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nano.blocks import AttentionBlock, Expand, PatchEmbed, Reparam, RepMixerBlock, convolution, near_identity
-from nano.settings import NanoConfig as NanoConfig  # for those that build a network, too
+from nano.settings import NanoConfig
 
 ATTENTION_FROM = 3  # stages 4 and 5 attend; the others mix with a 3x3 convolution
 MAPPED = (2, 3)  # stages 3 and 4, whose outputs training looks at; strides 16 and 32

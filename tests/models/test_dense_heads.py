@@ -11,8 +11,9 @@ import torch
 from torch.nn.functional import one_hot
 
 from nano import scenes
-from nano.network import FastViTHD, NanoConfig
+from nano.network import FastViTHD
 from nano.objectives import DENSE_TARGETS, dense_counts, dense_loss, dense_targets
+from nano.settings import NanoConfig
 from nano.targets import Batch, stack
 from nano.trainer import make_heads
 

@@ -9,9 +9,10 @@ pytest.importorskip("torch")
 import torch
 
 from nano import scenes
-from nano.network import NanoConfig, NanoVLM
+from nano.network import NanoVLM
 from nano.objectives import TARGETS, head_counts, head_loss
 from nano.schedule import LAST_RATE, rate_factor
+from nano.settings import NanoConfig
 from nano.targets import stack
 
 

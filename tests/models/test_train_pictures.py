@@ -16,9 +16,8 @@ import pytest
 pytest.importorskip("torch")
 
 from nano import scenes
-from nano.network import NanoConfig
 from nano.schedule import STAGES, Stage
-from nano.settings import Settings
+from nano.settings import NanoConfig, Settings
 from nano.targets import Batch
 from nano.trainer import Trainer
 from support.nano_run import CONFIG, SETTINGS
