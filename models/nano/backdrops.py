@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from nano.collage import PLAIN, Crop, Look, Piece, cropped, paste, plan_look, plan_pieces
 from nano.dice import Dice
 from nano.vocabulary import BACKGROUNDS, HELD_OUT_PHOTOGRAPHS, PHOTOGRAPH, SHADES, TRAIN_PHOTOGRAPHS, Rgb
 
@@ -29,6 +30,8 @@ class Backdrop:
         crop: left, top and size as parts of what is free and of the shorter side.
         mirrored: whether the photograph is.
         light: factor of the photograph's brightness.
+        look: what became of the photograph.
+        pieces: parts of photographs that lie on it.
     """
 
     index: int
@@ -36,9 +39,11 @@ class Backdrop:
     end: Rgb = (0, 0, 0)
     angle: float = 0.0
     photograph: str = ""
-    crop: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    crop: Crop = (0.0, 0.0, 1.0)
     mirrored: bool = False
     light: float = 1.0
+    look: Look = PLAIN
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def name(self) -> str:
@@ -57,22 +62,26 @@ def mixed(first: Rgb, second: Rgb, part: float) -> Rgb:
     return red, green, blue
 
 
-def plan_backdrop(dice: Dice, photographs: float, held_out: bool) -> Backdrop:
+def plan_backdrop(dice: Dice, photographs: float, held_out: bool, varied: bool) -> Backdrop:
     """Choose a background.
 
     Args:
         dice: the scene's.
         photographs: the probability of a photograph.
         held_out: take the photographs of the held-out split instead of those for training.
+        varied: change the photograph and put pieces of others on it; for training.
     """
     if dice.chance(photographs):
-        return Backdrop(
+        backdrop = Backdrop(
             BACKGROUNDS.index(PHOTOGRAPH),
             photograph=dice.pick(HELD_OUT_PHOTOGRAPHS if held_out else TRAIN_PHOTOGRAPHS),
             crop=(dice.between(0, 1), dice.between(0, 1), dice.between(0.45, 1.0)),
             mirrored=dice.chance(0.5),
             light=dice.between(0.65, 1.1),
         )
+        if not varied:
+            return backdrop
+        return replace(backdrop, look=plan_look(dice), pieces=plan_pieces(dice, TRAIN_PHOTOGRAPHS))
     index = dice.whole(0, len(SHADES) - 1)
     first, second = SHADES[BACKGROUNDS[index]]
     start = mixed(first, second, dice.between(0, 1))
@@ -106,12 +115,13 @@ def draw_backdrop(backdrop: Backdrop, side: int) -> Image.Image:
         A picture of its own, to draw on.
     """
     if backdrop.photograph:
-        picture = _photograph(backdrop.photograph, backdrop.mirrored)
-        size = backdrop.crop[2] * min(picture.size)
-        left, top = backdrop.crop[0] * (picture.width - size), backdrop.crop[1] * (picture.height - size)
-        box = (left, top, left + size, top + size)
-        crop = picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
-        return crop.point([min(255, round(value * backdrop.light)) for value in range(256)] * 3)
+        crop = cropped(_photograph(backdrop.photograph, backdrop.mirrored), backdrop.crop, side)
+        picture = crop.point([min(255, round(value * backdrop.light)) for value in range(256)] * 3)
+        if backdrop.look != PLAIN:
+            picture = backdrop.look.of(picture)
+        for piece in backdrop.pieces:
+            paste(picture, piece, _photograph)
+        return picture
     if backdrop.start == backdrop.end:
         return Image.new("RGB", (side, side), backdrop.start)
     across, down = _ramp(side)

@@ -6,6 +6,9 @@ random number is drawn for it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 from nano.charts import FLOOR, Chart
@@ -44,6 +47,22 @@ def dense_of(plan: Plan, side: int) -> np.ndarray:
     for lettering in plan.letterings:
         _add_lettering(dense, at, lettering)
     return dense
+
+
+def spots_of(letterings: Sequence[Lettering], side: int) -> np.ndarray:
+    """Which character has its centre at each position: once each, so a line of them can be read off.
+
+    Returns:
+        (side // 16, side // 16) int64: index into ALPHABET + 1, of several the last; 0 for none.
+    """
+    count = side // STRIDE
+    spots = np.zeros((count, count), np.int64)
+    for lettering in letterings:
+        for character, (x, y) in zip(lettering.text, centres(lettering), strict=True):
+            row, column = math.floor(y * count), math.floor(x * count)
+            if 0 <= row < count and 0 <= column < count:
+                spots[row, column] = ALPHABET.index(character) + 1
+    return spots
 
 
 def _add_bars(dense: np.ndarray, at: Middles, chart: Chart) -> None:

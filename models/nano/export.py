@@ -62,7 +62,7 @@ def published_config(config: NanoConfig, dtype: str) -> dict[str, object]:
         "mm_projector_type": "mlp2x_gelu",
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,
-        "mm_vision_config": {"layers": list(config.depths), "embed_dims": list(config.dims)},
+        "mm_vision_config": _vision(config),
         "mm_vision_select_feature": "patch",
         "mm_vision_select_layer": -2,
         "mm_vision_tower": f"mobileclip_l_{config.side}",
@@ -83,6 +83,13 @@ def published_config(config: NanoConfig, dtype: str) -> dict[str, object]:
         "use_sliding_window": False,
         "vocab_size": config.vocabulary,
     }
+
+
+def _vision(config: NanoConfig) -> dict[str, object]:
+    sizes: dict[str, object] = {"layers": list(config.depths), "embed_dims": list(config.dims)}
+    if config.scales:
+        sizes["multi_scale"] = {"pooling": "depthwise", "stages": list(config.scales)}
+    return sizes
 
 
 def _write(path: Path, data: dict[str, object]) -> None:

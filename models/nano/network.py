@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ class FastViTHD(nn.Module):
             Reparam(convolution(dims[0], dims[0], 1), active=True),
         )
         network: list[nn.Module] = []
-        self._mapped: set[int] = set()  # which of `network` end a stage of MAPPED
+        ends: list[int] = []  # which of `network` end a stage
         for stage, (dim, depth) in enumerate(zip(dims, config.depths, strict=True)):
             hidden = config.mlp_ratio * dim
             if stage:
@@ -37,10 +39,12 @@ class FastViTHD(nn.Module):
             else:
                 blocks = [RepMixerBlock(dim, hidden) for _ in range(depth)]
             network.append(nn.Sequential(*blocks))
-            if stage in MAPPED:
-                self._mapped.add(len(network) - 1)
+            ends.append(len(network) - 1)
         self.network = nn.Sequential(*network)
         self.conv_exp = Expand(dims[-1])
+        self.multi_scale = nn.ModuleDict({str(stage): _pool(dims, stage) for stage in config.scales})
+        self._split = ends[ATTENTION_FROM - 1] + 1
+        self._ends = {end: stage for stage, end in enumerate(ends)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all stages."""
@@ -50,12 +54,30 @@ class FastViTHD(nn.Module):
         """The features, and the maps (B, C, H, W) at the end of the stages of MAPPED."""
         # oneDNN's depthwise and 1x1 convolutions are faster with channels last.
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
-        maps = []
+        outputs = []
         for index, layer in enumerate(self.network):
             x = layer(x)
-            if index in self._mapped:
-                maps.append(x)
-        return self.conv_exp(x).flatten(2).transpose(1, 2), maps
+            if index in self._ends:
+                outputs.append(x)
+        pooled = [pool(outputs[int(stage)]) for stage, pool in self.multi_scale.items()]
+        features = torch.cat([self.conv_exp(x), *pooled], dim=1)
+        return features.flatten(2).transpose(1, 2), [outputs[stage] for stage in MAPPED]
+
+    @property
+    def early(self) -> nn.ModuleList:
+        """What is before the stages that attend: most of the work, and what sees letters."""
+        return nn.ModuleList([self.patch_embed, *self.network[: self._split]])
+
+    @property
+    def late(self) -> nn.ModuleList:
+        """The stages that attend, and all that makes features of the maps."""
+        return nn.ModuleList([*self.network[self._split :], self.conv_exp, self.multi_scale])
+
+
+def _pool(dims: Sequence[int], stage: int) -> nn.Conv2d:
+    """Bring a stage's map to the last one's size: one filter a channel."""
+    ratio = 1 << (len(dims) - 1 - stage)
+    return nn.Conv2d(dims[stage], dims[stage], ratio, ratio, groups=dims[stage])
 
 
 def build_decoder(config: NanoConfig) -> nn.Module:

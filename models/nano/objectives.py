@@ -14,7 +14,8 @@ from nano.targets import IGNORE, Batch, attention_mask
 GRID = 4  # cells of a scene per side
 TARGETS = ("background", "shape", "colour", "ninth", "ink", "letters")
 NINTHS = 9  # of a picture, in which its things are said to be
-DENSE_TARGETS = ("shape", "colour", "letter")  # in the order of a scene's dense grid
+# In the order of a scene's dense grid; then letters by their centres, as the map of stage 4 and the features have them.
+DENSE_TARGETS = ("shape", "colour", "letter", "spot within", "spot")
 
 
 class Heads(nn.Module):
@@ -44,6 +45,7 @@ class Heads(nn.Module):
         self.letters, self.places = nn.Linear(features, places * letters), places
         self.classes = [shapes, colours, letters]
         self.fine, self.coarse = nn.Linear(maps[0], sum(self.classes)), nn.Linear(maps[1], shapes + colours)
+        self.spots = nn.ModuleList([nn.Linear(maps[1], 4 * letters), nn.Linear(features, 16 * letters)])
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """(B, N, C) -> logits: background (B, K), the others (B, 4, 4, K), letters (B, 4, 4, places, K)."""
@@ -69,18 +71,33 @@ class Heads(nn.Module):
         heads = (self.background, self.shape, self.colour, self.ninth, self.ink, self.letters)
         return torch.cat([head.weight for head in heads])
 
-    def dense(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, C, H, W) of stages 3 and 4 -> logits (B, H, W, K), in the order of `dense_targets`."""
+    def dense(self, maps: Sequence[Tensor], features: Tensor) -> list[Tensor]:
+        """Maps (B, C, H, W) of stages 3 and 4, features (B, N, C) -> logits (B, H, W, K) in `dense_targets`' order."""
         fine, coarse = (x.permute(0, 2, 3, 1) for x in maps)
-        return [*self.fine(fine).split(self.classes, -1), *self.coarse(coarse).split(self.classes[:2], -1)]
+        side = int(features.shape[1] ** 0.5)
+        grids = coarse, features.unflatten(1, (side, side))
+        spots = [_unfold(head(grid), self.classes[-1]) for head, grid in zip(self.spots, grids, strict=True)]
+        return [*self.fine(fine).split(self.classes, -1), *self.coarse(coarse).split(self.classes[:2], -1), *spots]
+
+
+def _unfold(logits: Tensor, classes: int) -> Tensor:
+    """(B, h, w, r * r * K) -> (B, h * r, w * r, K): what a coarse position says of each finer one within it."""
+    batch, height, width, channels = logits.shape
+    ratio = round((channels // classes) ** 0.5)
+    split = logits.reshape(batch, height, width, ratio, ratio, classes).transpose(2, 3)
+    return split.reshape(batch, height * ratio, width * ratio, classes)
 
 
 def dense_targets(batch: Batch) -> list[Tensor]:
-    """The right classes: shape, colour and letter at stage 3's stride, then shape and colour at stage 4's."""
+    """The right classes.
+
+    Shape, colour and letter at stage 3's stride, shape and colour at stage 4's, and twice, for the map of stage 4 and
+    for the features, the letters whose centres lie at each position of stage 3's.
+    """
     shape, colour, letter = batch["dense"].unbind(-1)
     # Of four positions one stands for all, shapes before bars; both numbers come from the same one.
     code = F.max_pool2d((shape * 64 + colour).float(), 2).long()
-    return [shape, colour, letter, code // 64, code % 64]
+    return [shape, colour, letter, code // 64, code % 64, batch["spots"], batch["spots"]]
 
 
 def dense_loss(logits: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -90,9 +107,10 @@ def dense_loss(logits: Sequence[Tensor], batch: Batch) -> Tensor:
 
 
 def dense_counts(logits: Sequence[Tensor], batch: Batch) -> dict[str, tuple[int, int]]:
-    """Right and all, per target at stage 3's stride; only positions that hold something count."""
-    pairs = zip(DENSE_TARGETS, logits, dense_targets(batch), strict=False)
-    return {name: _hits(found, right, right > 0) for name, found, right in pairs}
+    """Right and all, of DENSE_TARGETS; only positions that hold something count."""
+    measured = zip(logits, dense_targets(batch), strict=True)
+    named = zip(DENSE_TARGETS, [pair for index, pair in enumerate(measured) if index not in (3, 4)], strict=True)
+    return {name: _hits(found, right, right > 0) for name, (found, right) in named}
 
 
 def _balanced(logits: Tensor, right: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from nano.vocabulary import (
 )
 
 SHARES = (0.5, 0.35, 0.15)  # of FAMILIES
+PHOTOGRAPHS, DRILLED_PHOTOGRAPHS = 0.25, 0.4  # of the scenes without a chart have one behind, and of those in training
 NEW = 0.75  # of the held-out scenes have something that training never shows
 # What can be new in a family, and how likely each is in a scene that has something new.
 TRAITS = {
@@ -88,8 +89,9 @@ def plan_scene(dice: Dice, held_out: bool, family: str | None = None) -> Plan:
     if held_out and dice.chance(NEW):
         traits = TRAITS[family]
         new = {trait for trait, likely in traits.items() if dice.chance(likely)} or {dice.pick(tuple(traits))}
-    photographs = 0.0 if family == "chart" else 1.0 if "photograph" in new else 0.25
-    backdrop = plan_backdrop(dice, photographs, "photograph" in new)
+    usual = PHOTOGRAPHS if held_out else DRILLED_PHOTOGRAPHS
+    photographs = 0.0 if family == "chart" else 1.0 if "photograph" in new else usual
+    backdrop = plan_backdrop(dice, photographs, "photograph" in new, varied=not held_out)
     if family == PAGE:
         return Plan(family, backdrop, page=plan_page(dice, backdrop))
     if family == "shapes":

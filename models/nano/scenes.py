@@ -28,7 +28,7 @@ from fastvlm_mlx.commands import add_common, run  # noqa: E402
 from fastvlm_mlx.errors import InputError  # noqa: E402
 from nano.backdrops import draw_backdrop  # noqa: E402
 from nano.charts import draw_chart  # noqa: E402
-from nano.dense import dense_of  # noqa: E402
+from nano.dense import dense_of, spots_of  # noqa: E402
 from nano.dice import Dice  # noqa: E402
 from nano.lettering import draw_lettering, inks_of, letters_of  # noqa: E402
 from nano.pages import letters_on  # noqa: E402
@@ -85,6 +85,8 @@ class Scene:
             row and column: shape, its colour or that of a chart's bar or a text, and letter, indices + 1; 0 for none. A
             shape fills its disc. A character fills its box, turned with the text; one whose box covers no
             middle is where its own centre lies, unless another's box or a nearer centre is there.
+        spots: (side // 16, side // 16) int64: the character whose centre lies at each position of that grid, index into
+            ALPHABET + 1, of several the last; 0 for none.
     """
 
     image: np.ndarray
@@ -94,6 +96,7 @@ class Scene:
     inks: np.ndarray
     letters: np.ndarray
     dense: np.ndarray
+    spots: np.ndarray
 
 
 def make_scene(seed: int, split: str = "train", side: int = 256, family: str | None = None) -> Scene:
@@ -129,7 +132,8 @@ def make_scene(seed: int, split: str = "train", side: int = 256, family: str | N
     cells = cells_of(plan.things)
     letters = letters_on(plan.page.words) if plan.page.lines else letters_of(plan.letterings)
     inks = inks_of(plan.letterings)
-    return Scene(np.array(picture), questions, plan.backdrop.index, cells, inks, letters, dense_of(plan, side))
+    grids = dense_of(plan, side), spots_of(plan.letterings, side)
+    return Scene(np.array(picture), questions, plan.backdrop.index, cells, inks, letters, *grids)
 
 
 def write_scenes(target: Path, split: str, count: int, seed: int = 0, side: int = 256, wide: bool = False) -> int:

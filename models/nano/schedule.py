@@ -1,4 +1,4 @@
-"""The three stages: what each trains, and how fast.
+"""The five stages: what each trains, and how fast.
 
 The order is a finding: end to end from nothing, the decoder learns the answers' grammar and then answers by
 chance for a long time. An encoder that first learnt what stands in which cell gives it something to talk about.
@@ -41,6 +41,7 @@ class Stage:
         answers: whether answers are learnt. Batch norms then keep their statistics: the decoder has learnt on features
             made with them, and those of 16 pictures would be others in every step.
         pages: part of the pictures that are pages full of text, about which nothing is asked.
+        signs: part of them that are scenes with a sign, beside those among the others.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stage:
     dense: float
     answers: bool
     pages: float = 0.0
+    signs: float = 0.0
 
     def trains(self, part: str) -> bool:
         """Whether a part's weights change."""
@@ -56,17 +58,29 @@ class Stage:
 
 
 STAGES = (
-    Stage("encoder", {"vision": 1e-2, "heads": 1e-2}, heads=1.0, dense=DENSE, answers=False, pages=0.6),
+    Stage("encoder", {"early": 1e-2, "late": 1e-2, "heads": 1e-2}, heads=1.0, dense=DENSE, answers=False, pages=0.6),
     Stage("projector", {"projector": 1e-3, "decoder": 1e-3}, heads=0.0, dense=0.0, answers=True),
     Stage(
         "everything",
-        {"vision": 3e-4, "projector": 5e-4, "decoder": 5e-4, "heads": 3e-4},
+        {"early": 3e-4, "late": 3e-4, "projector": 5e-4, "decoder": 5e-4, "heads": 3e-4},
         heads=0.5,
         dense=DENSE_BESIDE_ANSWERS,
         answers=True,
         pages=0.3,
     ),
+    Stage("heads", {"heads": 1e-2}, heads=1.0, dense=DENSE, answers=False, signs=0.4),
+    Stage(
+        "signs",
+        {"early": 3e-4, "late": 1e-3, "projector": 7e-4, "decoder": 5e-4, "heads": 2e-3},
+        heads=0.05,
+        dense=DENSE_BESIDE_ANSWERS,
+        answers=True,
+        signs=0.4,
+    ),
 )
+
+
+STARTED = 3  # where a run begins that has the weights of a checkpoint, which has no heads
 
 
 def rate_factor(step: int, steps: int) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nano.tokenizer import Prompts, Question
-from nano.vocabulary import PAGE
+from nano.vocabulary import PAGE, SIGN
 
 IGNORE = -100  # cross_entropy's own
 BEGINNING, PADDING = 0, -1  # in `segment`; questions count from 1
@@ -35,6 +35,7 @@ class Scene(Protocol):
     inks: np.ndarray
     letters: np.ndarray
     dense: np.ndarray
+    spots: np.ndarray
 
 
 SceneMaker = Callable[..., Scene]
@@ -50,6 +51,7 @@ def stack(scenes: Sequence[Scene]) -> Batch:
         "inks": torch.where(inks < 0, IGNORE, inks),
         "letters": torch.where(letters < 0, IGNORE, letters),
         "dense": torch.from_numpy(np.stack([s.dense for s in scenes])).long(),
+        "spots": torch.from_numpy(np.stack([s.spots for s in scenes])).long(),
     }
 
 
@@ -115,6 +117,7 @@ class Batches(Dataset[Batch]):
         most: questions of a picture, drawn by its seed.
         split: "train", or the name of the held-out one.
         pages: part of a batch's pictures that are pages, for which there are no questions.
+        signs: part of them that are scenes with a sign; there are some among the others, too.
     """
 
     def __init__(
@@ -128,18 +131,20 @@ class Batches(Dataset[Batch]):
         most: int = 8,
         split: str = "train",
         pages: float = 0.0,
+        signs: float = 0.0,
     ) -> None:
         self.make_scene, self.kinds, self.first_seed, self.size, self.side = make_scene, kinds, first_seed, size, side
-        self.tokenizer, self.most, self.split, self.pages = tokenizer, most, split, round(pages * size)
+        self.tokenizer, self.most, self.split = tokenizer, most, split
+        self.families: list[str | None] = [PAGE] * round(pages * size) + [SIGN] * round(signs * size)
+        self.families += [None] * (size - len(self.families))
         self._prompts: Prompts | None = None
 
     def __getitem__(self, index: int) -> Batch:
         """Make a batch."""
         seeds = range(self.first_seed + index * self.size, self.first_seed + (index + 1) * self.size)
-        families = [PAGE] * self.pages + [None] * (self.size - self.pages)
         scenes = [
             self.make_scene(seed, split=self.split, side=self.side, family=family)
-            for seed, family in zip(seeds, families, strict=True)
+            for seed, family in zip(seeds, self.families, strict=True)
         ]
         batch = stack(scenes)
         if self.tokenizer:

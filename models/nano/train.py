@@ -4,6 +4,7 @@
     train.py OUT                       # on a CPU: many hours
     train.py OUT --device cuda --batch 128 --workers 12   # not tried on a GPU
     train.py OUT --resume              # go on where OUT/state.pt is, with its own settings
+    train.py OUT --start CHECKPOINT    # the last two stages alone, with the weights of a checkpoint
     train.py OUT --export CHECKPOINT   # write the published LLaVA layout of OUT/state.pt, and stop
 
 OUT gets state.pt (every few minutes, and at Ctrl-C or the time limit), curve.csv, tokenizer.json, and at the
@@ -58,10 +59,11 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--stage-steps",
         _numbers,
-        "steps of the encoder alone, of projector and decoder, of everything; with --resume, stages that haven't "
-        "ended may get others",
+        "steps of the encoder alone, of projector and decoder, of everything, of the heads, of everything with more "
+        "signs; with "
+        "--resume, stages that haven't ended may get others",
         settings.stage_steps,
-        metavar="A,B,C",
+        metavar="A,B,C,D,E",
     )
     add("--batch", int, "pictures of a step", settings.batch)
     add("--questions", int, "of a picture in a step, at most", settings.questions)
@@ -76,6 +78,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--device", str, "cpu, cuda or mps", settings.device)
     add("--workers", int, "processes that make pictures", settings.workers)
     add("--evaluate-every", int, "steps", settings.evaluate_every)
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin with its weights, sizes and tokenizer, in the last two stages",
+    )
     parser.add_argument("--export", type=Path, metavar="CHECKPOINT", help="only write OUT/state.pt's checkpoint")
     return parser
 
@@ -152,7 +160,7 @@ def train(args: argparse.Namespace) -> None:
         config = replace(NanoConfig(**state["config"]), **_given(args, NanoConfig))
     _check_device(settings.device)
     torch.set_flush_denormal(True)  # Adam's averages of weights that hardly move are slow on a CPU otherwise
-    trainer = Trainer(args.out, config, settings, scenes, lambda line: print(line, flush=True))
+    trainer = Trainer(args.out, config, settings, scenes, lambda line: print(line, flush=True), args.start)
     if not args.export:
         trainer.run(stopper(args.minutes))
     target = args.export or args.out / CHECKPOINT

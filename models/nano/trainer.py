@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from nano.network import NanoVLM
 from nano.objectives import (
     DENSE_TARGETS,
     TARGETS,
-    Heads,
     answer_logits,
     answer_loss,
     dense_counts,
@@ -26,29 +26,19 @@ from nano.objectives import (
     head_loss,
 )
 from nano.record import STATE, TOKENIZER, Curve, changed_settings, load_state, save_state
-from nano.schedule import CLIP, STAGES, Stage, freeze, make_optimizer, rate_factor, set_rate
+from nano.schedule import CLIP, STAGES, STARTED, Stage, freeze, make_optimizer, rate_factor, set_rate
 from nano.settings import NanoConfig, Settings, as_text
-from nano.targets import Batch, Batches, SceneMaker
+from nano.starting import load_weights, read_config
+from nano.targets import Batch, Batches
 from nano.tokenizer import Prompts, make_tokenizer
 from nano.warm_start import start_projector
+from nano.world import World, make_heads
 
 HELD_OUT = "held-out"
 SAVE_EVERY_S = 180.0
 LOG_EVERY = 25  # steps
 STARTING_PICTURES = 256
 RUN_SEEDS, STAGE_SEEDS = 2**40, 2**36  # room between the seeds of two runs, and of two stages
-
-
-class World(Protocol):
-    """What pictures are made of; the module nano.scenes."""
-
-    KINDS: tuple[str, ...]
-    COLOURS: tuple[str, ...]
-    SHAPES: tuple[str, ...]
-    BACKGROUNDS: tuple[str, ...]
-    ALPHABET: str
-    LETTERS_PER_CELL: int
-    make_scene: SceneMaker
 
 
 class Trainer:
@@ -60,6 +50,7 @@ class Trainer:
         settings: how to train.
         world: the pictures.
         say: called with each line of progress.
+        start: a checkpoint, with whose weights and tokenizer a new run begins in the last two stages.
 
     Attributes:
         changes: what the run went on with that it hadn't before; see `nano.record.changed_settings`.
@@ -69,7 +60,13 @@ class Trainer:
     """
 
     def __init__(
-        self, folder: Path, config: NanoConfig, settings: Settings, world: World, say: Callable[[str], None] = print
+        self,
+        folder: Path,
+        config: NanoConfig,
+        settings: Settings,
+        world: World,
+        say: Callable[[str], None] = print,
+        start: Path | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.settings, self.world, self.say = folder, settings, world, say
@@ -79,18 +76,27 @@ class Trainer:
         self.changes = self._changes(state, config) if state else []
         self._saved = state is not None
         torch.manual_seed(settings.seed)
-        config = NanoConfig(**state["config"]) if state else self._new_tokenizer(config)
+        if state:
+            config = NanoConfig(**state["config"])
+        elif start:
+            config = read_config(start, config.side)
+            shutil.copyfile(start / TOKENIZER, self.tokenizer)
+        else:
+            config = self._new_tokenizer(config)
         self.model = NanoVLM(config).to(settings.device)
         self.heads = make_heads(config, world).to(settings.device)
         self.parts: dict[str, nn.Module] = {
-            "vision": self.model.vision,
+            "early": self.model.vision.early,
+            "late": self.model.vision.late,
             "projector": self.model.projector,
             "decoder": self.model.decoder,
             "heads": self.heads,
         }
         seen = [*(f"cell {name}" for name in TARGETS), *(f"dense {name}" for name in DENSE_TARGETS)]
         self.curve = Curve(folder, [*seen, "exact", *world.KINDS], state["elapsed"] if state else 0.0)
-        self._enter(state["stage"] if state else 0)
+        if start and not state:
+            load_weights(self.model, start, self._dataset(self._first_seed(0), STARTING_PICTURES)[0]["pixels"])
+        self._enter(state["stage"] if state else STARTED if start else 0)
         if state:
             self._restore(state)
         self._held_out: Batch | None = None
@@ -184,14 +190,14 @@ class Trainer:
             if stop() and self.step < steps:
                 return
         self._enter(self.stage + 1)
-        if not self.finished and STAGES[self.stage].answers and not stage.answers:
+        if stage.trains("late") and not stage.answers:
             self._start_projector()
         self.save()
 
     @torch.no_grad()
     def _start_projector(self) -> None:
         """Set the projector by the features of pictures of the stage before."""
-        data = self._dataset(self._first_seed(1), STARTING_PICTURES, None, 0, "train")
+        data = self._dataset(self._first_seed(1), STARTING_PICTURES)
         self.model.eval()
         parts = data[0]["pixels"].to(self.settings.device).split(self.settings.batch)
         features = torch.cat([self.model.encode(pixels) for pixels in parts]).flatten(0, 1)
@@ -203,7 +209,8 @@ class Trainer:
         settings = self.settings
         first_seed = self._first_seed(self.stage + 1)
         tokenizer = self.tokenizer if stage.answers else None
-        data = self._dataset(first_seed, settings.batch, tokenizer, settings.questions, "train", stage.pages)
+        drawn = {"pages": stage.pages, "signs": stage.signs}
+        data = self._dataset(first_seed, settings.batch, tokenizer=tokenizer, most=settings.questions, **drawn)
         loader = DataLoader(
             data,
             batch_size=None,
@@ -215,11 +222,9 @@ class Trainer:
         for batch in loader:
             yield {name: tensor.to(settings.device) for name, tensor in batch.items()}
 
-    def _dataset(
-        self, first_seed: int, size: int, tokenizer: Path | None, most: int, split: str, pages: float = 0.0
-    ) -> Batches:
+    def _dataset(self, first_seed: int, size: int, **more: Any) -> Batches:
         world, side = self.world, self.model.config.side
-        return Batches(world.make_scene, world.KINDS, first_seed, size, side, tokenizer, most, split, pages)
+        return Batches(world.make_scene, world.KINDS, first_seed, size, side, **more)
 
     def _train_step(self, stage: Stage, batch: Batch, steps: int) -> float:
         set_rate(self.optimizer, rate_factor(self.step, steps))
@@ -234,7 +239,7 @@ class Trainer:
         return self.losses[-1]
 
     def _loss(self, stage: Stage, batch: Batch) -> Tensor:
-        with torch.set_grad_enabled(stage.trains("vision")):
+        with torch.set_grad_enabled(stage.trains("late")):
             features, maps = self.model.encode_with_maps(batch["pixels"])
         loss = torch.zeros((), device=features.device)
         if stage.answers:
@@ -242,7 +247,7 @@ class Trainer:
         if stage.heads:
             loss = loss + stage.heads * head_loss(self.heads(features), batch)
         if stage.dense:
-            loss = loss + stage.dense * dense_loss(self.heads.dense(maps), batch)
+            loss = loss + stage.dense * dense_loss(self.heads.dense(maps, features), batch)
         return loss
 
     def _report(self, stage: Stage, loss: float, pictures_per_s: float) -> None:
@@ -255,7 +260,7 @@ class Trainer:
         """Accuracy of the heads on what cells hold, and exact match of answers by kind, on held-out pictures."""
         settings = self.settings
         if self._held_out is None:
-            data = self._dataset(0, settings.evaluated, self.tokenizer, 1000, HELD_OUT)
+            data = self._dataset(0, settings.evaluated, tokenizer=self.tokenizer, most=1000, split=HELD_OUT)
             self._held_out = {name: tensor.to(settings.device) for name, tensor in data[0].items()}
         batch = self._held_out
         for part in self.parts.values():
@@ -264,7 +269,9 @@ class Trainer:
         features = torch.cat([part for part, _ in seen])
         maps = [torch.cat(parts) for parts in zip(*(maps for _, maps in seen), strict=True)]
         counts = {f"cell {name}": count for name, count in head_counts(self.heads(features), batch).items()}
-        counts |= {f"dense {name}": count for name, count in dense_counts(self.heads.dense(maps), batch).items()}
+        counts |= {
+            f"dense {name}": count for name, count in dense_counts(self.heads.dense(maps, features), batch).items()
+        }
         out = {name: right / max(every, 1) for name, (right, every) in counts.items()}
         if stage.answers:
             logits, labels = answer_logits(self.model, features, batch)
@@ -275,16 +282,3 @@ class Trainer:
                 out |= {kind: float(of_kind.float().mean())} if len(of_kind) else {}
         freeze(self.parts, stage)
         return out
-
-
-def make_heads(config: NanoConfig, world: World) -> Heads:
-    """The linear heads for a world's classes; 0 is "none" of shapes, colours and letters."""
-    return Heads(
-        config.feature_dim,
-        (config.dims[2], config.dims[3]),
-        len(world.BACKGROUNDS),
-        len(world.SHAPES) + 1,
-        len(world.COLOURS) + 1,
-        len(world.ALPHABET) + 1,
-        world.LETTERS_PER_CELL,
-    )

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from nano.dense import COLOUR, LETTER, SHAPE, STRIDE, dense_of
+from nano.dense import COLOUR, LETTER, SHAPE, STRIDE, dense_of, spots_of
 from nano.dice import Dice
 from nano.lettering import Lettering, centres
 from nano.planning import Plan, plan_scene
@@ -107,12 +107,44 @@ def test_bars_have_a_colour_and_no_shape_and_are_painted_there() -> None:
 
 
 def test_circles_are_painted_where_the_grid_has_their_colour() -> None:
-    near = total = 0
+    seen = 0
     for seed in range(60):
         scene = make_scene(seed, family="shapes")
+        things = planned(seed, "shapes").things
         # Of the other shapes, a part of the disc isn't painted.
         for row, column in zip(*np.nonzero(scene.dense[..., SHAPE] == SHAPES.index("circle") + 1), strict=True):
+            x, y = (column + 0.5) / COUNT, (row + 0.5) / COUNT
+            (within,) = [t for t in things if np.hypot(x - t.x, y - t.y) <= t.radius]
+            if np.hypot(x - within.x, y - within.y) > within.radius - 0.012:
+                continue  # on the outline
             paint = PAINTS[COLOURS[scene.dense[row, column, COLOUR] - 1]]
             pixel = scene.image[row * STRIDE + 8, column * STRIDE + 8].astype(int)
-            near, total = near + (np.abs(pixel - paint).max() <= 24), total + 1
-    assert near / total > 0.95  # the rest lie on the outline
+            assert np.abs(pixel - paint).max() <= 24, seed
+            seen += 1
+    assert seen > 100
+
+
+def test_spots_spell_the_text_once_in_its_order() -> None:
+    for angle in (0.0, 17.0, -20.0):
+        text = Lettering("Quartz", "DejaVuSansMono", 0.2, 0.5, 0.5, angle, (0, 0, 0))
+        spots = spots_of((text,), SIDE)
+        assert spots.shape == (COUNT, COUNT)
+        columns = [ALPHABET[index - 1] for index in spots.T[spots.T > 0]]
+        assert "".join(columns) == "Quartz"
+
+
+def test_spots_are_where_the_centres_are_and_those_outside_are_left_out() -> None:
+    text = Lettering("Quartz", "DejaVuSansMono", 0.4, 0.9, 0.1, 0.0, (0, 0, 0))
+    spots = spots_of((text,), SIDE)
+    inside = [(c, x, y) for c, (x, y) in zip(text.text, centres(text), strict=True) if x < 1]
+    assert 0 < len(inside) < len(text.text)
+    assert (spots > 0).sum() == len(inside)
+    for character, x, y in inside:
+        assert spots[int(y * COUNT), int(x * COUNT)] == ALPHABET.index(character) + 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_scene_has_the_spots_of_its_texts(family: str) -> None:
+    for seed in range(20):
+        plan = planned(seed, family, "held-out")
+        assert np.array_equal(make_scene(seed, "held-out", family=family).spots, spots_of(plan.letterings, SIDE))

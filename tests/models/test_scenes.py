@@ -51,7 +51,7 @@ def plans(split: str, count: int = 1000) -> list[tuple[Plan, tuple[Question, ...
 
 
 def same(first: Scene, second: Scene) -> bool:
-    arrays = ("image", "cells", "letters", "dense")
+    arrays = ("image", "cells", "letters", "dense", "spots")
     return first.questions == second.questions and all(
         np.array_equal(getattr(first, name), getattr(second, name)) for name in arrays
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from nano import scenes
 from nano.settings import NanoConfig, Settings
-from nano.trainer import Trainer, World
+from nano.trainer import Trainer
+from nano.world import World
 
 SIDE = 128
 CONFIG = NanoConfig(
@@ -20,7 +21,9 @@ CONFIG = NanoConfig(
     kv_heads=1,
     intermediate=96,
 )
-SETTINGS = Settings(stage_steps=(3, 2, 3), batch=2, workers=0, evaluate_every=2, evaluated=4, vocabulary_scenes=12)
+SETTINGS = Settings(
+    stage_steps=(3, 2, 3, 1, 2), batch=2, workers=0, evaluate_every=2, evaluated=4, vocabulary_scenes=12
+)
 
 
 def make_trainer(folder: Path, settings: Settings = SETTINGS, world: World = scenes) -> Trainer:

@@ -1,0 +1,123 @@
+"""A run that begins with a checkpoint's weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("matplotlib")
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastvlm_mlx.errors import InputError
+from nano import scenes
+from nano.export import export
+from nano.network import NanoVLM
+from nano.schedule import STAGES, STARTED
+from nano.starting import load_weights, read_config
+from nano.trainer import Trainer
+from support.nano_run import CONFIG, SETTINGS, SIDE, make_trainer
+
+PIXELS = torch.stack(
+    [torch.from_numpy(scenes.make_scene(seed, side=SIDE).image.transpose(2, 0, 1)) for seed in range(8)]
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """One that was never trained."""
+    return make_trainer(tmp_path_factory.mktemp("start") / "run")
+
+
+def exported(run: Trainer, folder: Path, scales: tuple[int, ...]) -> tuple[NanoVLM, Path]:
+    torch.manual_seed(1)
+    model = NanoVLM(replace(run.model.config, scales=scales)).eval()
+    export(model, run.tokenizer, folder, torch.float32)
+    return model, folder
+
+
+def start(checkpoint: Path, folder: Path) -> Trainer:
+    return Trainer(folder, replace(CONFIG, hidden=32), SETTINGS, scenes, lambda _: None, checkpoint)
+
+
+@pytest.mark.parametrize("scales", [(2, 3), (3,)])
+def test_the_sizes_and_all_weights_are_the_checkpoints(run, tmp_path, scales):
+    model, checkpoint = exported(run, tmp_path / "checkpoint", scales)
+    assert read_config(checkpoint, SIDE) == model.config
+    started = start(checkpoint, tmp_path / "run")
+    assert started.model.config == model.config
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == run.tokenizer.read_bytes()
+    for name, tensor in model.published_state().items():
+        assert torch.equal(started.model.published_state()[name], tensor), name
+
+
+def test_maps_that_were_not_pooled_change_nothing_at_first_and_can_be_learnt(run, tmp_path):
+    old, checkpoint = exported(run, tmp_path / "checkpoint", ())
+    model = start(checkpoint, tmp_path / "run").model.eval()
+    assert model.config.scales == CONFIG.scales
+    with torch.no_grad():
+        features = model.encode(PIXELS)
+        wide = old.config.feature_dim
+        assert torch.allclose(features[..., :wide], old.encode(PIXELS))
+        assert torch.allclose(model.projector(features), old.projector(old.encode(PIXELS)), atol=1e-5)
+    model.requires_grad_(True)  # the stage has frozen it
+    model.projector(model.encode(PIXELS)).square().sum().backward()
+    added = model.projector[0].weight.grad[:, wide:]
+    assert (added.abs().amax(0) > 0).all()
+
+
+def test_new_filters_say_things_of_one_size(run, tmp_path):
+    """Of the pictures they are scaled by: a map's channels differ by a factor of fifty."""
+    old, checkpoint = exported(run, tmp_path / "checkpoint", ())
+    model = NanoVLM(read_config(checkpoint, SIDE))
+    load_weights(model, checkpoint, PIXELS)
+    said = model.encode(PIXELS).detach()[..., old.config.feature_dim :].flatten(0, 1)
+    assert said.shape[1] == CONFIG.dims[2] + CONFIG.dims[3]
+    assert torch.allclose(said.mean(0), torch.zeros(said.shape[1]), atol=1e-3)
+    assert torch.allclose(said.std(0), torch.ones(said.shape[1]), atol=1e-3)
+
+
+def test_it_begins_with_the_heads_and_trains_to_the_end(run, tmp_path):
+    _, checkpoint = exported(run, tmp_path / "checkpoint", ())
+    started = start(checkpoint, tmp_path / "run")
+    assert (started.stage, started.step) == (STARTED, 0)
+    assert set(STAGES[STARTED].rates) == {"heads"}
+    before = {name: tensor.clone() for name, tensor in started.model.state_dict().items()}
+    started.run(lambda: len(started.losses) >= SETTINGS.stage_steps[STARTED])
+    assert all(torch.equal(before[name], tensor) for name, tensor in started.model.state_dict().items())
+    started.run()
+    assert len(started.losses) == sum(SETTINGS.stage_steps[STARTED:])
+    again = Trainer(tmp_path / "run", CONFIG, SETTINGS, scenes, lambda _: None, checkpoint)
+    assert again.finished  # its own state comes before the checkpoint
+    assert torch.equal(again.model.projector[0].weight, started.model.projector[0].weight)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_in_a_sentence(run, tmp_path):
+    _, checkpoint = exported(run, tmp_path / "checkpoint", ())
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        broken = Path(shutil.copytree(checkpoint, tmp_path / name))
+        (broken / name).unlink()
+        with pytest.raises(InputError, match=f"lacks {name}; give a folder"):
+            read_config(broken, SIDE)
+    for text in ("no json", "[]", json.dumps({"vocab_size": 64})):
+        (checkpoint / "config.json").write_text(text)
+        with pytest.raises(InputError, match=r"config.json isn't one that train.py exported"):
+            read_config(checkpoint, SIDE)
+
+
+def test_other_tensors_are_named(run, tmp_path):
+    _, checkpoint = exported(run, tmp_path / "checkpoint", (2, 3))
+    tensors = load_file(checkpoint / "model.safetensors")
+    name = "model.mm_projector.2.bias"
+    model = NanoVLM(read_config(checkpoint, SIDE))
+    for other in ({}, {name: torch.zeros(3)}):
+        rest = {key: tensor for key, tensor in tensors.items() if key != name}
+        save_file(rest | other, checkpoint / "model.safetensors")
+        with pytest.raises(InputError, match=rf"other tensors than this model: {name};"):
+            load_weights(model, checkpoint, PIXELS)
