@@ -145,6 +145,8 @@ def train(args: argparse.Namespace) -> None:
     settings, config = Settings(**_given(args, Settings)), NanoConfig(**_given(args, NanoConfig))
     if args.minutes is not None and not args.minutes > 0:
         raise InputError(f"minutes needs a number above 0, not {args.minutes:g}; leave it out to train to the end")
+    if args.start and args.dims:
+        raise InputError("--start takes the sizes of its checkpoint; leave --dims out")
     has_state = _check_folder(args.out, args.resume, bool(args.export))
     # Heavy imports after the arguments, so that --help and mistakes answer at once.
     import torch

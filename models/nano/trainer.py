@@ -56,7 +56,7 @@ class Trainer:
         changes: what the run went on with that it hadn't before; see `nano.record.changed_settings`.
 
     Raises:
-        InputError: the folder holds a run with other sizes or settings.
+        InputError: the folder holds a run with other sizes or settings, or `start` isn't what train.py exports.
     """
 
     def __init__(
@@ -68,18 +68,19 @@ class Trainer:
         say: Callable[[str], None] = print,
         start: Path | None = None,
     ) -> None:
+        state = load_state(folder, settings.device) if (folder / STATE).exists() else None
+        if start and not state:
+            config = read_config(start, config.side)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.settings, self.world, self.say = folder, settings, world, say
         self.stage, self.step, self.losses = 0, 0, []  # the losses of this process, for tests and logs
         self.tokenizer = folder / TOKENIZER
-        state = load_state(folder, settings.device) if (folder / STATE).exists() else None
         self.changes = self._changes(state, config) if state else []
         self._saved = state is not None
         torch.manual_seed(settings.seed)
         if state:
             config = NanoConfig(**state["config"])
         elif start:
-            config = read_config(start, config.side)
             shutil.copyfile(start / TOKENIZER, self.tokenizer)
         else:
             config = self._new_tokenizer(config)

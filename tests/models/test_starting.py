@@ -21,6 +21,7 @@ from nano.export import export
 from nano.network import NanoVLM
 from nano.schedule import STAGES, STARTED
 from nano.starting import load_weights, read_config
+from nano.train import main
 from nano.trainer import Trainer
 from support.nano_run import CONFIG, SETTINGS, SIDE, make_trainer
 
@@ -109,6 +110,27 @@ def test_a_folder_that_is_no_checkpoint_is_refused_in_a_sentence(run, tmp_path):
         (checkpoint / "config.json").write_text(text)
         with pytest.raises(InputError, match=r"config.json isn't one that train.py exported"):
             read_config(checkpoint, SIDE)
+
+
+def test_a_start_that_cannot_be_is_one_line_and_makes_no_folder(tmp_path, capsys):
+    for options, message in (
+        (["--start", str(tmp_path / "nothing")], "lacks config.json, model.safetensors, tokenizer.json;"),
+        (["--start", str(tmp_path), "--dims", "16,48,96,192,192"], "leave --dims out"),
+    ):
+        assert main([str(tmp_path / "run"), *options]) == 2
+        text = capsys.readouterr().err
+        assert message in text
+        assert text.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
+def test_the_command_begins_there(run, tmp_path):
+    _, checkpoint = exported(run, tmp_path / "checkpoint", ())
+    options = ["--start", str(checkpoint), "--side", str(SIDE), "--stage-steps", "9,9,9,1,1", "--batch", "2"]
+    assert main([str(tmp_path / "run"), *options, "--workers", "0", "--minutes", "1e-9"]) == 0
+    assert not (tmp_path / "run" / "state.pt").exists()  # no time for a step, so nothing to go on from
+    assert main([str(tmp_path / "run"), *options, "--workers", "0"]) == 0
+    assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists()
 
 
 def test_other_tensors_are_named(run, tmp_path):
