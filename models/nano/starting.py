@@ -96,6 +96,7 @@ def _scale_pools(model: NanoVLM, pixels: Tensor) -> None:
     model.eval()
     pools = list(model.vision.multi_scale.values())
     first = model.config.feature_dim - sum(pool.out_channels for pool in pools if isinstance(pool, nn.Conv2d))
+    pixels = pixels.to(next(model.parameters()).device)
     features = torch.cat([model.encode(part) for part in pixels.split(16)]).flatten(0, 1)[:, first:]
     for pool in pools:
         assert isinstance(pool, nn.Conv2d)
