@@ -25,8 +25,8 @@ WARMUP = 100  # steps, or a tenth of a short stage
 LAST_RATE = 0.02  # of the highest, at the end of a stage
 WEIGHT_DECAY = 0.05
 CLIP = 1.0
-# Weights of the dense heads' loss. It reaches the first three stages without passing the last two, and has sixteen
-# positions for every cell; beside answers it is only there to keep what was learnt.
+# Weights of the dense heads' loss. Most of it reaches the first three stages without passing the last two, and it has
+# sixteen positions for every cell; beside answers it is only there to keep what was learnt.
 DENSE, DENSE_BESIDE_ANSWERS = 1.0, 0.1
 
 
