@@ -59,9 +59,8 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--stage-steps",
         _numbers,
-        "steps of the encoder alone, of projector and decoder, of everything, of the heads, of everything with more "
-        "signs; with "
-        "--resume, stages that haven't ended may get others",
+        "steps of the encoder alone, of projector and decoder, of everything, of what reads features, of everything "
+        "with more signs; with --resume, stages that haven't ended may get others",
         settings.stage_steps,
         metavar="A,B,C,D,E",
     )
@@ -75,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         sizes.dims,
         metavar="A,B,C,D,E",
     )
+    add("--depths", _numbers, "blocks of the encoder's stages", sizes.depths, metavar="A,B,C,D,E")
     add("--device", str, "cpu, cuda or mps", settings.device)
     add("--workers", int, "processes that make pictures", settings.workers)
     add("--evaluate-every", int, "steps", settings.evaluate_every)
@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--start",
         type=Path,
         metavar="CHECKPOINT",
-        help="begin with its weights, sizes and tokenizer, in the last two stages",
+        help="begin with its weights, sizes and tokenizer, in the last two stages; more blocks are added",
     )
     parser.add_argument("--export", type=Path, metavar="CHECKPOINT", help="only write OUT/state.pt's checkpoint")
     return parser

@@ -70,7 +70,7 @@ class Trainer:
     ) -> None:
         state = load_state(folder, settings.device) if (folder / STATE).exists() else None
         if start and not state:
-            config = read_config(start, config.side)
+            config = read_config(start, config)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.settings, self.world, self.say = folder, settings, world, say
         self.stage, self.step, self.losses = 0, 0, []  # the losses of this process, for tests and logs
@@ -96,11 +96,13 @@ class Trainer:
         seen = [*(f"cell {name}" for name in TARGETS), *(f"dense {name}" for name in DENSE_TARGETS)]
         self.curve = Curve(folder, [*seen, "exact", *world.KINDS], state["elapsed"] if state else 0.0)
         if start and not state:
-            load_weights(self.model, start, self._dataset(self._first_seed(0), STARTING_PICTURES)[0]["pixels"])
+            load_weights(
+                self.model, start, self._dataset(self._first_seed(0), STARTING_PICTURES, config.side)[0]["pixels"]
+            )
         self._enter(state["stage"] if state else STARTED if start else 0)
         if state:
             self._restore(state)
-        self._held_out: Batch | None = None
+        self._held_out: dict[int, Batch] = {}  # by the pictures' side
 
     def _changes(self, state: dict[str, Any], config: NanoConfig) -> list[dict[str, Any]]:
         before: list[dict[str, Any]] = state.get("changes", [])
@@ -192,13 +194,13 @@ class Trainer:
                 return
         self._enter(self.stage + 1)
         if stage.trains("late") and not stage.answers:
-            self._start_projector()
+            self._start_projector(stage)
         self.save()
 
     @torch.no_grad()
-    def _start_projector(self) -> None:
+    def _start_projector(self, before: Stage) -> None:
         """Set the projector by the features of pictures of the stage before."""
-        data = self._dataset(self._first_seed(1), STARTING_PICTURES)
+        data = self._dataset(self._first_seed(1), STARTING_PICTURES, before.side(self.model.config.side))
         self.model.eval()
         parts = data[0]["pixels"].to(self.settings.device).split(self.settings.batch)
         features = torch.cat([self.model.encode(pixels) for pixels in parts]).flatten(0, 1)
@@ -211,7 +213,8 @@ class Trainer:
         first_seed = self._first_seed(self.stage + 1)
         tokenizer = self.tokenizer if stage.answers else None
         drawn = {"pages": stage.pages, "signs": stage.signs}
-        data = self._dataset(first_seed, settings.batch, tokenizer=tokenizer, most=settings.questions, **drawn)
+        side = stage.side(self.model.config.side)
+        data = self._dataset(first_seed, settings.batch, side, tokenizer=tokenizer, most=settings.questions, **drawn)
         loader = DataLoader(
             data,
             batch_size=None,
@@ -223,9 +226,8 @@ class Trainer:
         for batch in loader:
             yield {name: tensor.to(settings.device) for name, tensor in batch.items()}
 
-    def _dataset(self, first_seed: int, size: int, **more: Any) -> Batches:
-        world, side = self.world, self.model.config.side
-        return Batches(world.make_scene, world.KINDS, first_seed, size, side, **more)
+    def _dataset(self, first_seed: int, size: int, side: int, **more: Any) -> Batches:
+        return Batches(self.world.make_scene, self.world.KINDS, first_seed, size, side, **more)
 
     def _train_step(self, stage: Stage, batch: Batch, steps: int) -> float:
         set_rate(self.optimizer, rate_factor(self.step, steps))
@@ -259,11 +261,11 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, stage: Stage) -> dict[str, float]:
         """Accuracy of the heads on what cells hold, and exact match of answers by kind, on held-out pictures."""
-        settings = self.settings
-        if self._held_out is None:
-            data = self._dataset(0, settings.evaluated, tokenizer=self.tokenizer, most=1000, split=HELD_OUT)
-            self._held_out = {name: tensor.to(settings.device) for name, tensor in data[0].items()}
-        batch = self._held_out
+        settings, side = self.settings, stage.side(self.model.config.side)
+        if side not in self._held_out:
+            data = self._dataset(0, settings.evaluated, side, tokenizer=self.tokenizer, most=1000, split=HELD_OUT)
+            self._held_out[side] = {name: tensor.to(settings.device) for name, tensor in data[0].items()}
+        batch = self._held_out[side]
         for part in self.parts.values():
             part.eval()
         seen = [self.model.encode_with_maps(pixels) for pixels in batch["pixels"].split(settings.batch)]

@@ -19,7 +19,7 @@ from fastvlm_mlx.errors import InputError
 from nano import scenes
 from nano.export import export
 from nano.network import NanoVLM
-from nano.schedule import STAGES, STARTED
+from nano.schedule import STARTED
 from nano.starting import load_weights, read_config
 from nano.train import main
 from nano.trainer import Trainer
@@ -50,7 +50,7 @@ def start(checkpoint: Path, folder: Path) -> Trainer:
 @pytest.mark.parametrize("scales", [(2, 3), (3,)])
 def test_the_sizes_and_all_weights_are_the_checkpoints(run, tmp_path, scales):
     model, checkpoint = exported(run, tmp_path / "checkpoint", scales)
-    assert read_config(checkpoint, SIDE) == model.config
+    assert read_config(checkpoint, CONFIG) == model.config
     started = start(checkpoint, tmp_path / "run")
     assert started.model.config == model.config
     assert (tmp_path / "run" / "tokenizer.json").read_bytes() == run.tokenizer.read_bytes()
@@ -76,7 +76,7 @@ def test_maps_that_were_not_pooled_change_nothing_at_first_and_can_be_learnt(run
 def test_new_filters_say_things_of_one_size(run, tmp_path):
     """Of the pictures they are scaled by: a map's channels differ by a factor of fifty."""
     old, checkpoint = exported(run, tmp_path / "checkpoint", ())
-    model = NanoVLM(read_config(checkpoint, SIDE))
+    model = NanoVLM(read_config(checkpoint, CONFIG))
     load_weights(model, checkpoint, PIXELS)
     said = model.encode(PIXELS).detach()[..., old.config.feature_dim :].flatten(0, 1)
     assert said.shape[1] == CONFIG.dims[2] + CONFIG.dims[3]
@@ -84,14 +84,58 @@ def test_new_filters_say_things_of_one_size(run, tmp_path):
     assert torch.allclose(said.std(0), torch.ones(said.shape[1]), atol=1e-3)
 
 
-def test_it_begins_with_the_heads_and_trains_to_the_end(run, tmp_path):
+@pytest.mark.parametrize("stage", [1, 3])  # one that mixes, one that attends
+def test_added_blocks_change_nothing_at_first_and_can_be_learnt(run, tmp_path, stage):
+    old, checkpoint = exported(run, tmp_path / "checkpoint", (2, 3))
+    depths = tuple(depth + 2 * (index == stage) for index, depth in enumerate(CONFIG.depths))
+    config = read_config(checkpoint, replace(CONFIG, depths=depths))
+    assert config == replace(old.config, depths=depths)
+    model = NanoVLM(config)
+    load_weights(model, checkpoint, PIXELS)
+    model.eval()
+    features = model.encode(PIXELS)
+    assert torch.equal(features, old.encode(PIXELS))
+    features.square().sum().backward()
+    added = [name for name in model.published_state() if name not in old.published_state()]
+    kinds = {".".join(name.split(".")[-3:]) for name in added}
+    assert {"convffn.fc2.weight", "conv.conv.weight"} <= kinds
+    first = added[0].split("network.")[1].rsplit(".", 1)[0].split(".")
+    block = model.vision.network[int(first[0])][int(first[1])]
+    assert block.convffn.fc2.weight.grad.abs().amax() > 0
+    normed = block.convffn.conv.bn(block.convffn.conv.conv(inputs_of(model, block)))
+    assert torch.allclose(normed.mean((0, 2, 3)), torch.zeros(normed.shape[1]), atol=1e-3)
+    assert torch.allclose(normed.std((0, 2, 3)), torch.ones(normed.shape[1]), atol=0.02)
+
+
+def inputs_of(model: NanoVLM, block: torch.nn.Module) -> torch.Tensor:
+    """What a block's ConvFFN gets of PIXELS."""
+    seen: list[torch.Tensor] = []
+    hook = block.convffn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model.encode(PIXELS)
+    hook.remove()
+    return seen[0]
+
+
+def test_a_checkpoint_does_not_become_shallower(run, tmp_path):
+    _, checkpoint = exported(run, tmp_path / "checkpoint", (2, 3))
+    config = json.loads((checkpoint / "config.json").read_text())
+    for depths in ([1, 1, 2, 1, 1], [2, 1, 1, 1, 1, 1]):
+        config["mm_vision_config"]["layers"] = depths
+        (checkpoint / "config.json").write_text(json.dumps(config))
+        found = ",".join(map(str, depths))
+        with pytest.raises(InputError, match=f"has stages of {found} blocks, not 1,1,1,1,1; give --depths as many"):
+            read_config(checkpoint, CONFIG)
+
+
+def test_it_begins_with_what_reads_features_and_trains_to_the_end(run, tmp_path):
     _, checkpoint = exported(run, tmp_path / "checkpoint", ())
     started = start(checkpoint, tmp_path / "run")
     assert (started.stage, started.step) == (STARTED, 0)
-    assert set(STAGES[STARTED].rates) == {"heads"}
     before = {name: tensor.clone() for name, tensor in started.model.state_dict().items()}
     started.run(lambda: len(started.losses) >= SETTINGS.stage_steps[STARTED])
-    assert all(torch.equal(before[name], tensor) for name, tensor in started.model.state_dict().items())
+    moved = {name.split(".")[0] for name, t in started.model.state_dict().items() if not torch.equal(before[name], t)}
+    assert moved == {"projector", "decoder"}
     started.run()
     assert len(started.losses) == sum(SETTINGS.stage_steps[STARTED:])
     again = Trainer(tmp_path / "run", CONFIG, SETTINGS, scenes, lambda _: None, checkpoint)
@@ -105,11 +149,11 @@ def test_a_folder_that_is_no_checkpoint_is_refused_in_a_sentence(run, tmp_path):
         broken = Path(shutil.copytree(checkpoint, tmp_path / name))
         (broken / name).unlink()
         with pytest.raises(InputError, match=f"lacks {name}; give a folder"):
-            read_config(broken, SIDE)
+            read_config(broken, CONFIG)
     for text in ("no json", "[]", json.dumps({"vocab_size": 64})):
         (checkpoint / "config.json").write_text(text)
         with pytest.raises(InputError, match=r"config.json isn't one that train.py exported"):
-            read_config(checkpoint, SIDE)
+            read_config(checkpoint, CONFIG)
 
 
 def test_a_start_that_cannot_be_is_one_line_and_makes_no_folder(tmp_path, capsys):
@@ -137,7 +181,7 @@ def test_other_tensors_are_named(run, tmp_path):
     _, checkpoint = exported(run, tmp_path / "checkpoint", (2, 3))
     tensors = load_file(checkpoint / "model.safetensors")
     name = "model.mm_projector.2.bias"
-    model = NanoVLM(read_config(checkpoint, SIDE))
+    model = NanoVLM(read_config(checkpoint, CONFIG))
     for other in ({}, {name: torch.zeros(3)}):
         rest = {key: tensor for key, tensor in tensors.items() if key != name}
         save_file(rest | other, checkpoint / "model.safetensors")

@@ -70,6 +70,8 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("--dims", "0,48,96,192,192", "dims needs five positive numbers"),
         ("--dims", "16,40,96,192,192", "each a multiple of the one before"),
         ("--dims", "16,16,16,16,16", "of 32, too; got 16,16,16,16,16"),
+        ("--depths", "1,2,3,2", "depths needs five positive numbers; got 1,2,3,2"),
+        ("--depths", "1,2,0,2,1", "depths needs five positive numbers"),
         ("--device", "gpu", "can't use the device 'gpu'"),
         ("--device", "meta", "can't use the device 'meta'"),
         ("--export", "checkpoint", "no state.pt to export"),
@@ -81,7 +83,7 @@ def test_a_wrong_option_is_one_line_and_writes_nothing(tmp_path, capsys, option,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("option", ["--stage-steps", "--dims"])
+@pytest.mark.parametrize("option", ["--stage-steps", "--dims", "--depths"])
 def test_what_are_no_numbers_is_said_in_a_sentence(tmp_path, capsys, option):
     with pytest.raises(SystemExit) as stopped:
         main([str(tmp_path / "out"), option, "a,b"])
@@ -98,7 +100,7 @@ def test_help_and_mistakes_need_no_torch(tmp_path):
     result = subprocess.run([sys.executable, "-c", paths + code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     text = " ".join(result.stdout.split())
-    for default in ("13000,6000,6000,300,4000", "16,48,96,192,192", "16", "250", "256"):
+    for default in ("13000,6000,6000,300,4000", "16,48,96,192,192", "1,2,5,2,1", "16", "250", "320"):
         assert f"(default {default})" in text
     assert "(default: at the end)" in text
 
@@ -128,10 +130,25 @@ def test_a_new_run_has_the_defaults_and_what_was_given(tmp_path, monkeypatch):
     monkeypatch.setattr("nano.trainer.Trainer", stand_in)
     assert main([str(tmp_path)]) == 2
     options = "--seed 3 --stage-steps 5,6,7,8,9 --batch 4 --questions 2 --workers 0 --evaluate-every 9 --device cpu"
-    assert main([str(tmp_path), "--resume", *options.split(), "--side", "128", "--dims", "8,24,48,96,96"]) == 2
+    assert (
+        main(
+            [
+                str(tmp_path),
+                "--resume",
+                *options.split(),
+                "--side",
+                "128",
+                "--dims",
+                "8,24,48,96,96",
+                "--depths",
+                "1,1,1,1,2",
+            ]
+        )
+        == 2
+    )
     assert seen[0] == (NanoConfig(), Settings())
     given = Settings(seed=3, stage_steps=(5, 6, 7, 8, 9), batch=4, questions=2, workers=0, evaluate_every=9)
-    assert seen[1] == (NanoConfig(side=128, dims=(8, 24, 48, 96, 96)), given)
+    assert seen[1] == (NanoConfig(side=128, dims=(8, 24, 48, 96, 96), depths=(1, 1, 1, 1, 2)), given)
 
 
 def test_a_run_goes_on_with_its_own_settings(begun, made):
@@ -148,6 +165,7 @@ def test_a_run_goes_on_with_its_own_settings(begun, made):
         ("--batch 3 --questions 5", "has batch 2, questions 8, not batch 3, questions 5;"),
         ("--side 256", "has side 128, not side 256;"),
         ("--dims 16,48,96,192,192", "has dims 8,24,48,96,96, not dims 16,48,96,192,192;"),
+        ("--depths 1,1,2,1,1", "has depths 1,1,1,1,1, not depths 1,1,2,1,1;"),
         ("--stage-steps 4,2,3,1,2", "in stage 2 after 1 steps, has stage_steps 3,2,3,1,2, not stage_steps 4,2,3,1,2;"),
     ],
 )
@@ -184,7 +202,7 @@ def test_what_may_change_is_noted_in_the_state(begun, capsys):
     assert state["settings"] == asdict(replace(SETTINGS, stage_steps=(3, 1, 2, 1, 1), evaluate_every=50))
     assert (begun / "checkpoint" / "config.json").exists()
     rows = [line.split(",")[1:3] for line in (begun / "curve.csv").read_text().splitlines()[1:]]
-    assert rows == [["encoder", "2"], ["encoder", "3"], ["everything", "2"], ["heads", "1"], ["signs", "1"]]
+    assert rows == [["encoder", "2"], ["encoder", "3"], ["everything", "2"], ["readers", "1"], ["signs", "1"]]
     assert main([str(begun), "--resume", "--stage-steps", "3,1,2,1,5"]) == 2  # it has ended
 
 

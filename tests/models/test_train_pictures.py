@@ -22,6 +22,7 @@ from nano.targets import Batch
 from nano.trainer import Trainer
 from support.nano_run import CONFIG, SETTINGS
 
+SIDE = 192  # four fifths of which are 128, to the nearest that the encoder can have
 TOKENIZER, START, CURVE = "tokenizer", "start", "curve"
 NAMES = [stage.name for stage in STAGES]
 
@@ -31,14 +32,16 @@ class Watched(Trainer):
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        self.sides: dict[str, list[int]] = defaultdict(list)
         self.purpose = ""
         world: Any = SimpleNamespace(**{name: getattr(scenes, name) for name in scenes.__all__})
         world.make_scene = self.make_scene
-        super().__init__(folder, CONFIG, settings, world, lambda _: None)
+        super().__init__(folder, replace(CONFIG, side=SIDE), settings, world, lambda _: None)
 
-    def make_scene(self, seed: int, split: str = "train", **more: Any) -> scenes.Scene:
+    def make_scene(self, seed: int, split: str = "train", side: int = 0, **more: Any) -> scenes.Scene:
         self.asked[self.purpose].append((split, seed))
-        return scenes.make_scene(seed, split, **more)
+        self.sides[self.purpose].append(side)
+        return scenes.make_scene(seed, split, side, **more)
 
     @contextmanager
     def pictures_for(self, purpose: str) -> Iterator[None]:
@@ -54,9 +57,9 @@ class Watched(Trainer):
         with self.pictures_for(STAGES[self.stage].name):
             super()._run_stage(stop)
 
-    def _start_projector(self) -> None:
+    def _start_projector(self, before: Stage) -> None:
         with self.pictures_for(START):
-            super()._start_projector()
+            super()._start_projector(before)
 
     def evaluate(self, stage: Stage) -> dict[str, float]:
         with self.pictures_for(CURVE):
@@ -92,6 +95,21 @@ def test_the_curve_is_of_the_first_held_out_scenes_alone(runs: list[Watched]) ->
     assert Settings().evaluated == 192
     for run in runs:
         assert set(run.asked[CURVE]) == {("held-out", seed) for seed in range(SETTINGS.evaluated)}
+
+
+def test_the_first_three_stages_see_smaller_pictures(runs: list[Watched]) -> None:
+    for run in runs:
+        sides = {name: set(run.sides[name]) for name in NAMES}
+        assert sides == dict(zip(NAMES, ({128}, {128}, {128}, {SIDE}, {SIDE}), strict=True))
+        assert set(run.sides[START]) == {128}
+        before = SETTINGS.evaluated  # each size is made once, then kept
+        assert run.sides[CURVE] == [128] * before + [SIDE] * before
+
+
+@pytest.mark.parametrize(("model", "side"), [(320, 256), (256, 192), (128, 128), (64, 64)])
+def test_smaller_pictures_are_what_the_encoder_can_have(model: int, side: int) -> None:
+    assert STAGES[0].side(model) == side
+    assert STAGES[-1].side(model) == model
 
 
 def test_no_picture_is_in_two_stages(runs: list[Watched]) -> None:
