@@ -35,6 +35,7 @@ from nano.pages import letters_on  # noqa: E402
 from nano.phrases import Question  # noqa: E402
 from nano.planning import plan_scene  # noqa: E402
 from nano.questions import ask_all  # noqa: E402
+from nano.settings import SIDE  # noqa: E402
 from nano.shapes import cells_of, draw_thing  # noqa: E402
 from nano.vocabulary import (  # noqa: E402
     ALPHABET,
@@ -99,7 +100,7 @@ class Scene:
     spots: np.ndarray
 
 
-def make_scene(seed: int, split: str = "train", side: int = 256, family: str | None = None) -> Scene:
+def make_scene(seed: int, split: str = "train", side: int = SIDE, family: str | None = None) -> Scene:
     """Make one scene: the same one for the same arguments and library versions.
 
     Args:
@@ -136,7 +137,7 @@ def make_scene(seed: int, split: str = "train", side: int = 256, family: str | N
     return Scene(np.array(picture), questions, plan.backdrop.index, cells, inks, letters, *grids)
 
 
-def write_scenes(target: Path, split: str, count: int, seed: int = 0, side: int = 256, wide: bool = False) -> int:
+def write_scenes(target: Path, split: str, count: int, seed: int = 0, side: int = SIDE, wide: bool = False) -> int:
     """Write scenes as files.
 
     Args:
@@ -179,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--count", type=int, default=1000, help="scenes (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the first scene (default 0)")
-    parser.add_argument("--side", type=int, default=256, help="pixels (default 256); of wide ones the longer side")
+    parser.add_argument("--side", type=int, default=SIDE, help=f"pixels (default {SIDE}); of wide ones the longer side")
     parser.add_argument("--wide", action="store_true", help="half as high as wide")
     add_common(parser)
     return run(parser, _write, argv)

@@ -22,6 +22,7 @@ _LEAST = {
 
 
 STAGE_COUNT = 5  # see nano.schedule
+SIDE = 320  # of the model's pictures, pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class NanoConfig:
         InputError: the encoder can't have that `side` or these `dims` or `depths`.
     """
 
-    side: int = 320
+    side: int = SIDE
     dims: tuple[int, ...] = (16, 48, 96, 192, 192)
     depths: tuple[int, ...] = (1, 2, 5, 2, 1)
     mlp_ratio: int = 4
