@@ -143,7 +143,7 @@ def centres(lettering: Lettering) -> list[tuple[float, float]]:
 def edges(lettering: Lettering) -> np.ndarray:
     """Where characters begin and the last one ends, along the line from the text's centre, as parts of the side."""
     ends = np.cumsum([0.0, *(_advance(lettering.font, character) for character in lettering.text)])
-    return (ends - ends[-1] / 2) / MEASURE * lettering.size
+    return np.asarray((ends - ends[-1] / 2) / MEASURE * lettering.size)
 
 
 def letters_of(letterings: tuple[Lettering, ...]) -> np.ndarray:

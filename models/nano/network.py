@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +34,12 @@ class FastViTHD(nn.Module):
             hidden = config.mlp_ratio * dim
             if stage:
                 network.append(PatchEmbed(dims[stage - 1], dim))
+            blocks: list[nn.Module] = []
             if stage >= ATTENTION_FROM:
                 network.append(Reparam(near_identity(dim, 7)))
-                blocks = [AttentionBlock(dim, hidden, config.head_dim) for _ in range(depth)]
+                blocks += [AttentionBlock(dim, hidden, config.head_dim) for _ in range(depth)]
             else:
-                blocks = [RepMixerBlock(dim, hidden) for _ in range(depth)]
+                blocks += [RepMixerBlock(dim, hidden) for _ in range(depth)]
             network.append(nn.Sequential(*blocks))
             ends.append(len(network) - 1)
         self.network = nn.Sequential(*network)
@@ -66,12 +68,12 @@ class FastViTHD(nn.Module):
     @property
     def early(self) -> nn.ModuleList:
         """What is before the stages that attend: most of the work, and what sees letters."""
-        return nn.ModuleList([self.patch_embed, *self.network[: self._split]])
+        return nn.ModuleList([self.patch_embed, *list(self.network)[: self._split]])
 
     @property
     def late(self) -> nn.ModuleList:
         """The stages that attend, and all that makes features of the maps."""
-        return nn.ModuleList([*self.network[self._split :], self.conv_exp, self.multi_scale])
+        return nn.ModuleList([*list(self.network)[self._split :], self.conv_exp, self.multi_scale])
 
 
 def _pool(dims: Sequence[int], stage: int) -> nn.Conv2d:
@@ -80,7 +82,7 @@ def _pool(dims: Sequence[int], stage: int) -> nn.Conv2d:
     return nn.Conv2d(dims[stage], dims[stage], ratio, ratio, groups=dims[stage])
 
 
-def build_decoder(config: NanoConfig) -> nn.Module:
+def build_decoder(config: NanoConfig) -> Any:  # a module that doesn't say what is in it
     """A small Qwen2ForCausalLM, initialised by transformers."""
     from transformers import Qwen2Config, Qwen2ForCausalLM  # a second to import; --help doesn't wait for it
 
@@ -99,12 +101,12 @@ def build_decoder(config: NanoConfig) -> nn.Module:
             use_cache=False,
             bos_token_id=None,
             eos_token_id=None,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # type: ignore[call-arg]  # one of its base class's
         )
     ).float()
 
 
-def _widen(decoder: nn.Module) -> None:
+def _widen(decoder: Any) -> None:
     """Draw the blocks' matrices anew so that each keeps its input's size, and all blocks together the residual's.
 
     transformers' 0.02 is meant for a thousand channels. With 192 it took as long again to leave the start: after 100

@@ -48,7 +48,8 @@ def plan_page(dice: Dice, backdrop: Backdrop) -> Page:
 
 
 def _plan_line(dice: Dice, backdrop: Backdrop, size: float, down: float, angle: float) -> Lettering:
-    font, words = dice.pick(TRAIN_FONTS), []
+    font = dice.pick(TRAIN_FONTS)
+    words: list[str] = []
     while reach(font, " ".join(words)) * size < WIDTH:
         words.append(characters(dice) if dice.chance(0.3) else choose_text(dice, held_out=False, invents=True))
     line = dressed(dice, backdrop, " ".join(words), font, invents=True).turned_to(angle)

@@ -108,12 +108,13 @@ def _added_blocks(vision: FastViTHD, stored: Mapping[str, Tensor]) -> dict[str, 
 
     Only those of stages of which it has something: of a checkpoint that lacks more, the tensors are named.
     """
-    found = {}
+    found: dict[str, RepMixerBlock | AttentionBlock] = {}
     for index, stage in enumerate(vision.network):
         known = f"{VISION}network.{index}."
         if isinstance(stage, nn.Sequential) and any(name.startswith(known) for name in stored):
             for number, block in enumerate(stage):
                 prefix = f"{known}{number}."
+                assert isinstance(block, RepMixerBlock | AttentionBlock)
                 if not any(name.startswith(prefix) for name in stored):
                     found[prefix] = block
     return found
@@ -122,7 +123,7 @@ def _added_blocks(vision: FastViTHD, stored: Mapping[str, Tensor]) -> dict[str, 
 @torch.no_grad()
 def _pass_on(block: RepMixerBlock | AttentionBlock) -> None:
     """Make a block give what it gets; the gradient of its last layers is not zero, so it doesn't stay so."""
-    last: list[nn.Parameter] = [block.convffn.fc2.weight]
+    last = [block.convffn.fc2.weight]
     if isinstance(block, AttentionBlock):
         last.append(block.token_mixer.proj.weight)
     else:

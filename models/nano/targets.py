@@ -10,14 +10,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nano.tokenizer import Prompts, Question
+from nano.phrases import Question
+from nano.tokenizer import Prompts
 from nano.vocabulary import PAGE, SIGN
 
 IGNORE = -100  # cross_entropy's own
@@ -38,7 +39,7 @@ class Scene(Protocol):
     spots: np.ndarray
 
 
-SceneMaker = Callable[..., Scene]
+SceneMaker = Callable[..., Any]  # makes a Scene, or a frozen one, which isn't a Scene to a type checker
 
 
 def stack(scenes: Sequence[Scene]) -> Batch:
@@ -135,7 +136,7 @@ class Batches(Dataset[Batch]):
     ) -> None:
         self.make_scene, self.kinds, self.first_seed, self.size, self.side = make_scene, kinds, first_seed, size, side
         self.tokenizer, self.most, self.split = tokenizer, most, split
-        self.families: list[str | None] = [PAGE] * round(pages * size) + [SIGN] * round(signs * size)
+        self.families: list[str | None] = [*[PAGE] * round(pages * size), *[SIGN] * round(signs * size)]
         self.families += [None] * (size - len(self.families))
         self._prompts: Prompts | None = None
 

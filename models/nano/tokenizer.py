@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -15,6 +14,7 @@ from fastvlm_mlx.prompt import ask, tokenize
 from fastvlm_mlx.template import CHATML, END, START
 from fastvlm_mlx.tokenizer import Tokenizer
 from fastvlm_mlx.types import IMAGE_TOKEN_ID
+from nano.phrases import Question
 
 PAD = "<|endoftext|>"
 SPECIAL = (PAD, START, END)  # ids 0, 1, 2
@@ -22,14 +22,6 @@ MOST = 1024  # entries of the vocabulary
 RAREST = 3  # times that a word must have been seen
 SHOWN = ("reading", "describe")  # kinds of questions whose answers spell what a picture shows
 TEMPLATE = f"system\n{CHATML.system}\nuser\nassistant\n"
-
-
-class Question(Protocol):
-    """A question of a scene."""
-
-    kind: str
-    prompt: str
-    answer: str
 
 
 def make_tokenizer(questions: Iterable[Question]) -> Backend:

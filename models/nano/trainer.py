@@ -73,7 +73,8 @@ class Trainer:
             config = read_config(start, config)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.settings, self.world, self.say = folder, settings, world, say
-        self.stage, self.step, self.losses = 0, 0, []  # the losses of this process, for tests and logs
+        self.stage, self.step = 0, 0
+        self.losses: list[float] = []  # of this process, for tests and logs
         self.tokenizer = folder / TOKENIZER
         self.changes = self._changes(state, config) if state else []
         self._saved = state is not None

@@ -40,7 +40,7 @@ def test_the_grid_has_a_position_for_every_sixteen_pixels(side: int) -> None:
 @pytest.mark.parametrize("family", ["shapes", "text"])
 def test_what_a_cell_holds_lies_at_one_of_its_positions(family: str) -> None:
     for seed in SEEDS:
-        scene = make_scene(seed, "held-out", family=family)
+        scene = make_scene(seed, "held-out", SIDE, family)
         for row, column in zip(*np.nonzero(scene.cells[..., 0]), strict=True):
             positions = scene.dense[4 * row : 4 * row + 4, 4 * column : 4 * column + 4, :2]
             assert scene.cells[row, column, :2].tolist() in positions.reshape(-1, 2).tolist(), seed
@@ -92,7 +92,7 @@ def test_characters_have_the_colour_of_their_text() -> None:
 
 def test_bars_have_a_colour_and_no_shape_and_are_painted_there() -> None:
     for seed in range(40):
-        plan, scene = planned(seed, "chart"), make_scene(seed, family="chart")
+        plan, scene = planned(seed, "chart"), make_scene(seed, side=SIDE, family="chart")
         assert plan.chart is not None
         assert not scene.dense[..., SHAPE].any()
         for bar in plan.chart.bars:
@@ -109,7 +109,7 @@ def test_bars_have_a_colour_and_no_shape_and_are_painted_there() -> None:
 def test_circles_are_painted_where_the_grid_has_their_colour() -> None:
     seen = 0
     for seed in range(60):
-        scene = make_scene(seed, family="shapes")
+        scene = make_scene(seed, side=SIDE, family="shapes")
         things = planned(seed, "shapes").things
         # Of the other shapes, a part of the disc isn't painted.
         for row, column in zip(*np.nonzero(scene.dense[..., SHAPE] == SHAPES.index("circle") + 1), strict=True):
@@ -147,4 +147,4 @@ def test_spots_are_where_the_centres_are_and_those_outside_are_left_out() -> Non
 def test_a_scene_has_the_spots_of_its_texts(family: str) -> None:
     for seed in range(20):
         plan = planned(seed, family, "held-out")
-        assert np.array_equal(make_scene(seed, "held-out", family=family).spots, spots_of(plan.letterings, SIDE))
+        assert np.array_equal(make_scene(seed, "held-out", SIDE, family).spots, spots_of(plan.letterings, SIDE))
