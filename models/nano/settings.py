@@ -30,7 +30,7 @@ class NanoConfig:
     """Sizes of the whole model; `side` is that of its pictures in pixels.
 
     A picture's letters are what asks for most of it: with 256 px, 16 tokens and three blocks in the third stage, of
-    signs whose letters were 30 px high one in five was read, of those of 80 px three in four.
+    signs with letters of 32 px one in five was read, of those of 80 px two in three.
 
     `scales` are the stages, counted from 0, whose maps are features beside the last one's (the paper's section 3.1.1).
     Before the last stage one filter a channel has to bring four positions through, and letters got lost there: trained

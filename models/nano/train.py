@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train fastvlm-nano: a FastVLM of 3.6 M parameters that sees shapes, words and charts.
+"""Train fastvlm-nano: a FastVLM of 3.8 M parameters that sees shapes, words and charts.
 
     train.py OUT                       # on a CPU: many hours
     train.py OUT --device cuda --batch 128 --workers 12   # not tried on a GPU
