@@ -1,6 +1,6 @@
 """What lies at each position of a fine grid: targets for the maps inside the encoder, not only for its output.
 
-A position's pitch is a sixteenth of a 256 px picture. The grid comes from the plan, not from the pixels, so no
+A position's pitch is 16 px. The grid comes from the plan, not from the pixels, so no
 random number is drawn for it.
 """
 

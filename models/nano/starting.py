@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +17,36 @@ from nano.blocks import AttentionBlock, RepMixerBlock
 from nano.network import PROJECTOR, VISION, FastViTHD, NanoVLM
 from nano.settings import NanoConfig, as_text
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json")
+CONFIG = "config.json"
+FILES = (CONFIG, "model.safetensors", "tokenizer.json")
 FIRST_LAYER = f"{PROJECTOR}0.weight"
 
 
-def read_config(checkpoint: Path, wanted: NanoConfig) -> NanoConfig:
-    """The sizes of a checkpoint that export.py wrote, deepened.
+def read_config(checkpoint: Path, side: int | None = None, depths: tuple[int, ...] | None = None) -> NanoConfig:
+    """The sizes of a checkpoint that export.py wrote, or larger ones.
 
     Args:
         checkpoint: its folder.
-        wanted: whose side is taken, as the checkpoint's pictures may have been others, and whose depths, if the
-            checkpoint's stages have no more blocks.
+        side: of the pictures in pixels, instead of the checkpoint's.
+        depths: blocks of the stages, as many as the checkpoint's or more.
 
     Returns:
-        Its sizes otherwise; what the checkpoint doesn't pool, `scales`, is `wanted`'s.
+        Its sizes otherwise; what the checkpoint doesn't pool, `scales`, is NanoConfig's own.
 
     Raises:
-        InputError: a file is missing or unreadable, it isn't such a checkpoint, or it has more blocks than wanted.
+        InputError: a file is missing or unreadable, it isn't such a checkpoint, or it has more blocks.
     """
     missing = [name for name in FILES if not (checkpoint / name).is_file()]
     if missing:
         raise InputError(f"{checkpoint} lacks {', '.join(missing)}; give a folder that train.py exported")
     try:
-        data: dict[str, Any] = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        data: dict[str, Any] = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
         vision: dict[str, Any] = data["mm_vision_config"]
-        scales = vision.get("multi_scale", {}).get("stages", wanted.scales)
-        depths = tuple(vision["layers"])
-        config = NanoConfig(
-            side=wanted.side,
+        scales = vision.get("multi_scale", {}).get("stages")
+        own = NanoConfig(
+            side=int(data["mm_vision_tower"].rpartition("_")[2]),
             dims=tuple(vision["embed_dims"]),
-            depths=wanted.depths,
-            scales=tuple(scales),
+            depths=tuple(vision["layers"]),
             vocabulary=data["vocab_size"],
             hidden=data["hidden_size"],
             layers=data["num_hidden_layers"],
@@ -55,12 +55,14 @@ def read_config(checkpoint: Path, wanted: NanoConfig) -> NanoConfig:
             intermediate=data["intermediate_size"],
             rope_theta=data["rope_theta"],
             context=data["max_position_embeddings"],
+            **({} if scales is None else {"scales": tuple(scales)}),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise InputError(f"{checkpoint / 'config.json'} isn't one that train.py exported ({exc!r})") from exc
-    if len(depths) != len(config.depths) or any(own > now for own, now in zip(depths, config.depths, strict=True)):
-        found, asked = as_text(depths), as_text(config.depths)
-        raise InputError(f"{checkpoint} has stages of {found} blocks, not {asked}; give --depths as many or more")
+    except (InputError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise InputError(f"{checkpoint / CONFIG} isn't one that train.py exported ({exc!r})") from exc
+    config = replace(own, side=side or own.side, depths=depths or own.depths)
+    if any(now < before for before, now in zip(own.depths, config.depths, strict=True)):
+        has, asked = as_text(own.depths), as_text(config.depths)
+        raise InputError(f"{checkpoint} has stages of {has} blocks, not {asked}; give --depths as many or more")
     return config
 
 
@@ -69,7 +71,7 @@ def load_weights(model: NanoVLM, checkpoint: Path, pixels: Tensor) -> None:
 
     Maps that the checkpoint doesn't pool get filters of their own whose output is about one in size, and columns of
     zeros in the projector; blocks that a stage hasn't got follow its own and pass on what they get. So the answers
-    stay what they were until training moves them.
+    to pictures of the same size stay what they were until training moves them.
 
     Args:
         model: of the sizes of `read_config`.
@@ -83,7 +85,7 @@ def load_weights(model: NanoVLM, checkpoint: Path, pixels: Tensor) -> None:
     pools = f"{VISION}multi_scale."
     grafted = not any(name.startswith(pools) for name in stored) and bool(model.config.scales)
     own = model.published_state()
-    added = _added_blocks(model.vision, stored)
+    added = _added_blocks(model.vision, read_config(checkpoint).depths)
     for prefix, block in added.items():
         _pass_on(block)
         stored |= {name: tensor for name, tensor in own.items() if name.startswith(prefix)}
@@ -103,20 +105,15 @@ def load_weights(model: NanoVLM, checkpoint: Path, pixels: Tensor) -> None:
         _scale_pools(model, pixels)
 
 
-def _added_blocks(vision: FastViTHD, stored: Mapping[str, Tensor]) -> dict[str, RepMixerBlock | AttentionBlock]:
-    """The blocks that a checkpoint hasn't got, by the beginning of their tensors' names.
-
-    Only those of stages of which it has something: of a checkpoint that lacks more, the tensors are named.
-    """
+def _added_blocks(vision: FastViTHD, depths: Sequence[int]) -> dict[str, RepMixerBlock | AttentionBlock]:
+    """The blocks beyond a checkpoint's depths, by the beginning of their tensors' names."""
     found: dict[str, RepMixerBlock | AttentionBlock] = {}
-    for index, stage in enumerate(vision.network):
-        known = f"{VISION}network.{index}."
-        if isinstance(stage, nn.Sequential) and any(name.startswith(known) for name in stored):
-            for number, block in enumerate(stage):
-                prefix = f"{known}{number}."
-                assert isinstance(block, RepMixerBlock | AttentionBlock)
-                if not any(name.startswith(prefix) for name in stored):
-                    found[prefix] = block
+    stages = [(index, layer) for index, layer in enumerate(vision.network) if isinstance(layer, nn.Sequential)]
+    for (index, stage), depth in zip(stages, depths, strict=True):
+        for number, block in enumerate(stage):
+            assert isinstance(block, RepMixerBlock | AttentionBlock)
+            if number >= depth:
+                found[f"{VISION}network.{index}.{number}."] = block
     return found
 
 

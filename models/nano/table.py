@@ -34,6 +34,7 @@ from nano.dice import Dice  # noqa: E402
 from nano.planning import plan_scene  # noqa: E402
 from nano.questions import ask_all as ask_about  # noqa: E402
 from nano.scenes import KINDS, SPLITS, write_scenes  # noqa: E402
+from nano.settings import SIDE  # noqa: E402
 
 if TYPE_CHECKING:
     from fastvlm_mlx.model import FastVLM
@@ -146,7 +147,7 @@ def report(rows: Sequence[Row], bundle: Bundle, count: int, seed: int) -> str:
     Returns:
         The table, how it was measured, and the hash that ties it to the bundle: its manifest has every file's.
     """
-    pictures = f"Pictures: {count} of the {SPLIT} split, from seed {seed} on."
+    pictures = f"Pictures: {count} of the {SPLIT} split, from seed {seed} on, drawn with {SIDE} px."
     return f"{markdown(rows)}{pictures}\nBundle: {MANIFEST} with SHA-256 {sha256(bundle.path / MANIFEST)}.\n"
 
 

@@ -66,7 +66,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--batch", int, "pictures of a step", settings.batch)
     add("--questions", int, "of a picture in a step, at most", settings.questions)
-    add("--side", int, "of the pictures, pixels, a multiple of 64", sizes.side)
+    add(
+        "--side",
+        int,
+        "of the model's pictures, pixels, a multiple of 64; early stages see smaller ones",
+        sizes.side,
+    )
     add(
         "--dims",
         _numbers,
@@ -82,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--start",
         type=Path,
         metavar="CHECKPOINT",
-        help="begin with its weights, sizes and tokenizer, in the last two stages; more blocks are added",
+        help="begin with its weights, sizes and tokenizer, in the last two stages; --side and --depths change its own",
     )
     parser.add_argument("--export", type=Path, metavar="CHECKPOINT", help="only write OUT/state.pt's checkpoint")
     return parser
@@ -154,12 +159,16 @@ def train(args: argparse.Namespace) -> None:
     from nano import scenes
     from nano.export import export
     from nano.record import CHECKPOINT, load_state
+    from nano.starting import read_config
     from nano.trainer import Trainer
 
     if has_state:
         state = load_state(args.out, "cpu")
         settings = Settings(**state.get("settings", {}) | _given(args, Settings))
         config = replace(NanoConfig(**state["config"]), **_given(args, NanoConfig))
+    elif args.start:
+        config = read_config(args.start, args.side, args.depths)
+        print(f"{args.start}: goes on with stages of {as_text(config.depths)} blocks and {config.side} px", flush=True)
     _check_device(settings.device)
     torch.set_flush_denormal(True)  # Adam's averages of weights that hardly move are slow on a CPU otherwise
     trainer = Trainer(args.out, config, settings, scenes, lambda line: print(line, flush=True), args.start)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from fastvlm_mlx.errors import InputError
 from nano.network import NanoVLM
 from nano.objectives import (
     DENSE_TARGETS,
@@ -26,9 +27,9 @@ from nano.objectives import (
     head_loss,
 )
 from nano.record import STATE, TOKENIZER, Curve, changed_settings, load_state, save_state
-from nano.schedule import CLIP, STAGES, STARTED, Stage, freeze, make_optimizer, rate_factor, set_rate
+from nano.schedule import CLIP, STAGES, STARTED, Stage, freeze, make_optimizer, outline, rate_factor, set_rate
 from nano.settings import NanoConfig, Settings, as_text
-from nano.starting import load_weights, read_config
+from nano.starting import load_weights
 from nano.targets import Batch, Batches
 from nano.tokenizer import Prompts, make_tokenizer
 from nano.warm_start import start_projector
@@ -46,7 +47,8 @@ class Trainer:
 
     Args:
         folder: of the run; made if need be, and gone on from where it holds a state.
-        config: sizes; the vocabulary's is the tokenizer's.
+        config: sizes; the vocabulary's is the tokenizer's. Of a run that begins with a checkpoint, those of
+            `nano.starting.read_config`.
         settings: how to train.
         world: the pictures.
         say: called with each line of progress.
@@ -69,8 +71,6 @@ class Trainer:
         start: Path | None = None,
     ) -> None:
         state = load_state(folder, settings.device) if (folder / STATE).exists() else None
-        if start and not state:
-            config = read_config(start, config)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.settings, self.world, self.say = folder, settings, world, say
         self.stage, self.step = 0, 0
@@ -101,6 +101,7 @@ class Trainer:
                 self.model, start, self._dataset(self._first_seed(0), STARTING_PICTURES, config.side)[0]["pixels"]
             )
         self._enter(state["stage"] if state else STARTED if start else 0)
+        self._goes_on = state is None or state.get("schedule") == outline(config.side)
         if state:
             self._restore(state)
         self._held_out: dict[int, Batch] = {}  # by the pictures' side
@@ -136,7 +137,7 @@ class Trainer:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
-        if state["optimizer"]:
+        if state["optimizer"] and self._goes_on:
             self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"].cpu())
 
@@ -145,6 +146,7 @@ class Trainer:
         state = {
             "config": self.model.config.to_dict(),
             "settings": asdict(self.settings),
+            "schedule": outline(self.model.config.side),
             "changes": self.changes,
             "stage": self.stage,
             "step": self.step,
@@ -163,7 +165,16 @@ class Trainer:
         return self.stage >= len(STAGES)
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """Train until all stages are done or `stop` says so; what was done is saved at the end."""
+        """Train until all stages are done or `stop` says so; what was done is saved at the end.
+
+        Raises:
+            InputError: the folder's run was begun with other stages than there are now.
+        """
+        if not self._goes_on:
+            raise InputError(
+                f"{self.folder} was begun with other stages; choose another folder, or go on from its weights: "
+                "--export CHECKPOINT, then --start CHECKPOINT"
+            )
         try:
             while not self.finished and not stop():
                 self._run_stage(stop)

@@ -15,7 +15,7 @@ from fastvlm_mlx.bundle import DECODER, MANIFEST, Bundle, read_tensors
 from fastvlm_mlx.errors import InputError
 from fastvlm_mlx.files import sha256
 from nano import table
-from nano.scenes import write_scenes
+from nano.scenes import KINDS, write_scenes
 from support.plans import planned
 
 CARD = Path(__file__).resolve().parents[2] / "models" / "nano" / "README.md"
@@ -59,7 +59,7 @@ def asked(monkeypatch) -> list[tuple[str, int, int]]:
 def test_the_pictures_are_held_out_ones_that_no_training_watched(asked, capsys, options, seed):
     assert table.main([str(fastvlm_zoo.default().path), "--count", "3", *options]) == 0
     assert asked == [("held-out", 3, seed)]
-    assert f"Pictures: 3 of the held-out split, from seed {seed} on." in capsys.readouterr().out
+    assert f"Pictures: 3 of the held-out split, from seed {seed} on, drawn with 320 px." in capsys.readouterr().out
     assert table.SEED >= WATCHED
 
 
@@ -92,10 +92,17 @@ def test_the_cards_table_has_every_row():
     for name in (*table.DECODERS, table.KNOWN, table.NEW):
         assert f"\n| {name} " in inside
     assert "decoder, Core ML package (" in inside
+    measured = [line.split("|")[2:-1] for line in inside.splitlines() if re.match(r"\| (\w|of the)", line)]
+    assert len(measured) == len(table.DECODERS) + 3
+    for cells in measured:
+        assert len(cells) == 1 + len(KINDS)
+        assert all(re.fullmatch(r" \d+\.\d% ", cell) for cell in cells), cells
 
 
 def test_the_cards_table_is_of_scenes_that_no_training_watched():
-    (seed,) = re.findall(r"^Pictures: \d+ of the held-out split, from seed (\d+) on\.$", CARD.read_text("utf-8"), re.M)
+    (seed,) = re.findall(
+        r"^Pictures: 1000 of the held-out split, from seed (\d+) on, drawn", CARD.read_text("utf-8"), re.M
+    )
     assert int(seed) >= WATCHED
 
 

@@ -287,6 +287,6 @@ def test_the_curve_has_a_line_per_evaluation(trained: Trainer):
         "projector 2",
         "everything 2",
         "everything 3",
-        "heads 1",
+        "readers 1",
         "signs 2",
     ]

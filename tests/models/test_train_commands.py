@@ -100,7 +100,7 @@ def test_help_and_mistakes_need_no_torch(tmp_path):
     result = subprocess.run([sys.executable, "-c", paths + code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     text = " ".join(result.stdout.split())
-    for default in ("13000,6000,6000,300,4000", "16,48,96,192,192", "1,2,5,2,1", "16", "250", "320"):
+    for default in ("13000,6000,6000,350,4000", "16,48,96,192,192", "1,2,5,2,1", "16", "250", "320"):
         assert f"(default {default})" in text
     assert "(default: at the end)" in text
 
@@ -130,22 +130,8 @@ def test_a_new_run_has_the_defaults_and_what_was_given(tmp_path, monkeypatch):
     monkeypatch.setattr("nano.trainer.Trainer", stand_in)
     assert main([str(tmp_path)]) == 2
     options = "--seed 3 --stage-steps 5,6,7,8,9 --batch 4 --questions 2 --workers 0 --evaluate-every 9 --device cpu"
-    assert (
-        main(
-            [
-                str(tmp_path),
-                "--resume",
-                *options.split(),
-                "--side",
-                "128",
-                "--dims",
-                "8,24,48,96,96",
-                "--depths",
-                "1,1,1,1,2",
-            ]
-        )
-        == 2
-    )
+    options += " --side 128 --dims 8,24,48,96,96 --depths 1,1,1,1,2"
+    assert main([str(tmp_path), "--resume", *options.split()]) == 2
     assert seen[0] == (NanoConfig(), Settings())
     given = Settings(seed=3, stage_steps=(5, 6, 7, 8, 9), batch=4, questions=2, workers=0, evaluate_every=9)
     assert seen[1] == (NanoConfig(side=128, dims=(8, 24, 48, 96, 96), depths=(1, 1, 1, 1, 2)), given)
@@ -184,6 +170,20 @@ def test_a_stage_has_no_fewer_steps_than_were_done(tmp_path):
         InputError, match="in stage 1 after 2 steps, has stage_steps 3,2,3,1,2, not stage_steps 1,2,3,4,5"
     ):
         make_trainer(tmp_path, replace(SETTINGS, stage_steps=(1, 2, 3, 4, 5)))
+
+
+@pytest.mark.parametrize("schedule", [None, [["encoder", 128], ["signs", 128]]])
+def test_a_run_of_other_stages_is_only_exported(begun, tmp_path, capsys, schedule):
+    """Its pictures would be others from one step to the next, and its optimiser's parameters others."""
+    state = load_state(begun, "cpu")
+    state |= {"schedule": schedule, "stage": 3, "optimizer": {"state": {}, "param_groups": []}}
+    torch.save({k: v for k, v in state.items() if v is not None}, begun / STATE)
+    before = (begun / STATE).read_bytes()
+    assert main([str(begun), "--resume"]) == 2
+    assert "was begun with other stages; choose another folder, or go on from its weights: --export" in one_line(capsys)
+    assert (begun / STATE).read_bytes() == before
+    assert main([str(begun), "--export", str(tmp_path / "checkpoint")]) == 0
+    assert (tmp_path / "checkpoint" / "model.safetensors").exists()
 
 
 def test_what_may_change_is_noted_in_the_state(begun, capsys):

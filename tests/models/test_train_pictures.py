@@ -15,11 +15,14 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 from nano import scenes
 from nano.schedule import STAGES, Stage
 from nano.settings import NanoConfig, Settings
 from nano.targets import Batch
 from nano.trainer import Trainer
+from nano.vocabulary import PAGE, SIGN
 from support.nano_run import CONFIG, SETTINGS
 
 SIDE = 192  # four fifths of which are 128, to the nearest that the encoder can have
@@ -33,15 +36,17 @@ class Watched(Trainer):
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.asked: dict[str, list[tuple[str, int]]] = defaultdict(list)
         self.sides: dict[str, list[int]] = defaultdict(list)
+        self.families: dict[str, list[str | None]] = defaultdict(list)
         self.purpose = ""
         world: Any = SimpleNamespace(**{name: getattr(scenes, name) for name in scenes.__all__})
         world.make_scene = self.make_scene
         super().__init__(folder, replace(CONFIG, side=SIDE), settings, world, lambda _: None)
 
-    def make_scene(self, seed: int, split: str = "train", side: int = 0, **more: Any) -> scenes.Scene:
+    def make_scene(self, seed: int, split: str = "train", side: int = 0, family: str | None = None) -> scenes.Scene:
         self.asked[self.purpose].append((split, seed))
         self.sides[self.purpose].append(side)
-        return scenes.make_scene(seed, split, side, **more)
+        self.families[self.purpose].append(family)
+        return scenes.make_scene(seed, split, side, family)
 
     @contextmanager
     def pictures_for(self, purpose: str) -> Iterator[None]:
@@ -106,10 +111,21 @@ def test_the_first_three_stages_see_smaller_pictures(runs: list[Watched]) -> Non
         assert run.sides[CURVE] == [128] * before + [SIDE] * before
 
 
-@pytest.mark.parametrize(("model", "side"), [(320, 256), (256, 192), (128, 128), (64, 64)])
-def test_smaller_pictures_are_what_the_encoder_can_have(model: int, side: int) -> None:
-    assert STAGES[0].side(model) == side
-    assert STAGES[-1].side(model) == model
+def test_pages_teach_the_encoder_and_signs_the_last_stages(runs: list[Watched]) -> None:
+    for run in runs:  # of two pictures, what is nearest to such a share is one
+        seen = {name: run.families[name][: SETTINGS.batch] for name in NAMES}
+        drawn = [PAGE, None], [None, None], [PAGE, None], [SIGN, None], [SIGN, None]
+        assert seen == dict(zip(NAMES, drawn, strict=True))
+
+
+def test_a_run_that_is_resumed_where_the_pictures_grow_is_the_same(runs: list[Watched], tmp_path: Path) -> None:
+    small = sum(SETTINGS.stage_steps[:3])
+    for steps in (small - 1, 1, 100):  # before the last step with small pictures, after it, to the end
+        part = Watched(tmp_path / "run", replace(SETTINGS, seed=0))
+        part.run(lambda part=part, steps=steps: len(part.losses) >= steps)
+    assert part.finished
+    for (name, tensor), other in zip(part.model.state_dict().items(), runs[0].model.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), name
 
 
 def test_no_picture_is_in_two_stages(runs: list[Watched]) -> None:
