@@ -36,7 +36,7 @@ def test_a_row_for_each_width(tmp_path, capsys):
     assert all(row.count("|") == head.count("|") for row in rows)
     assert "Questions: overall " in text
     *_, pictures, bundle = text.splitlines()
-    assert pictures == "Pictures: 1 of the held-out split, from seed 1000 on."
+    assert pictures == "Pictures: 1 of the held-out split, from seed 1000 on, drawn with 320 px."
     assert bundle == f"Bundle: manifest.json with SHA-256 {sha256(default / MANIFEST)}."
 
 
