@@ -43,6 +43,7 @@ def read_config(checkpoint: Path, side: int | None = None, depths: tuple[int, ..
         data: dict[str, Any] = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
         vision: dict[str, Any] = data["mm_vision_config"]
         scales = vision.get("multi_scale", {}).get("stages")
+        pooled: dict[str, Any] = {} if scales is None else {"scales": tuple(scales)}
         own = NanoConfig(
             side=int(data["mm_vision_tower"].rpartition("_")[2]),
             dims=tuple(vision["embed_dims"]),
@@ -55,7 +56,7 @@ def read_config(checkpoint: Path, side: int | None = None, depths: tuple[int, ..
             intermediate=data["intermediate_size"],
             rope_theta=data["rope_theta"],
             context=data["max_position_embeddings"],
-            **({} if scales is None else {"scales": tuple(scales)}),
+            **pooled,
         )
     except (InputError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise InputError(f"{checkpoint / CONFIG} isn't one that train.py exported ({exc!r})") from exc
