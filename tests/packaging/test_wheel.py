@@ -73,7 +73,7 @@ def test_the_commands_run_from_the_wheel(installed, tmp_path, checkpoint):
     assert "fastvlm-nano" in where
     Image.fromarray(np.zeros((70, 90, 3), np.uint8)).save(tmp_path / "photo.png")
     answer = run(installed, tmp_path, "fastvlm_mlx", "generate", "--image", "photo.png", "--json")
-    assert json.loads(answer)["image_tokens"] == 16
+    assert json.loads(answer)["image_tokens"] == 25
     assert run(installed, tmp_path, "fastvlm_convert", str(checkpoint("tiny"))) == "wrote models/converted/tiny\n"
     table = run(installed, tmp_path, "fastvlm_bench", "--resolution", "128", "--runs", "1", "--max-tokens", "2")
     assert "TTFT" in table
