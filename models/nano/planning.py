@@ -23,7 +23,7 @@ from nano.vocabulary import (
 )
 
 SHARES = (0.5, 0.35, 0.15)  # of FAMILIES
-PHOTOGRAPHS, DRILLED_PHOTOGRAPHS = 0.25, 0.4  # of the scenes without a chart have one behind, and of those in training
+PHOTOGRAPHS, DRILLED_PHOTOGRAPHS = 0.25, 0.5  # of the scenes without a chart have one behind, and of those in training
 NEW = 0.75  # of the held-out scenes have something that training never shows
 # What can be new in a family, and how likely each is in a scene that has something new.
 TRAITS = {

@@ -1,4 +1,4 @@
-"""The five stages: what each trains, and how fast.
+"""The six stages: what each trains, and how fast.
 
 The order is a finding: end to end from nothing, the decoder learns the answers' grammar and then answers by
 chance for a long time. An encoder that first learnt what stands in which cell gives it something to talk about.
@@ -42,6 +42,7 @@ class Stage:
             made with them, and those of 16 pictures would be others in every step.
         pages: part of the pictures that are pages full of text, about which nothing is asked.
         signs: part of them that are scenes with a sign, beside those among the others.
+        shapes: part of them that are scenes of shapes, beside those among the others.
         zoom: side of the pictures, as a part of the model's. The work grows with its square, and most is learnt on
             small ones as well: exact answers fell from 87 % at 256 px to 72 % at 320 px, and were 82 % after seven
             minutes of the readers alone.
@@ -54,6 +55,7 @@ class Stage:
     answers: bool
     pages: float = 0.0
     signs: float = 0.0
+    shapes: float = 0.0
     zoom: float = 1.0
 
     def side(self, model: int) -> int:
@@ -101,10 +103,19 @@ STAGES = (
         answers=True,
         signs=0.4,
     ),
+    Stage(
+        "shapes",
+        {"early": 2e-4, "late": 6e-4, "projector": 5e-4, "decoder": 5e-4},
+        heads=0.0,
+        dense=0.0,
+        answers=True,
+        signs=0.2,
+        shapes=0.3,
+    ),
 )
 
 
-STARTED = 3  # where a run begins that has the weights of a checkpoint, which has no heads
+STARTED = 3  # where a run begins that has the weights of a checkpoint, which has no heads; 0 steps leave a stage out
 
 
 def outline(side: int) -> list[list[str | int]]:

@@ -21,7 +21,7 @@ _LEAST = {
 }
 
 
-STAGE_COUNT = 5  # see nano.schedule
+STAGE_COUNT = 6  # see nano.schedule
 SIDE = 320  # of the model's pictures, pixels
 
 
@@ -86,7 +86,7 @@ class Settings:
 
     Attributes:
         seed: of the weights and of the pictures; two runs with other seeds see other training scenes.
-        stage_steps: of each of the schedule's stages.
+        stage_steps: of each of the schedule's stages; 0 leaves one out.
         batch: pictures of a step.
         workers: processes that make pictures; 0 makes them in this one.
         questions: of a picture in a step, at most.
@@ -98,7 +98,7 @@ class Settings:
     """
 
     seed: int = 0
-    stage_steps: tuple[int, ...] = (13000, 6000, 6000, 350, 4000)
+    stage_steps: tuple[int, ...] = (13000, 6000, 6000, 350, 4000, 2000)
     batch: int = 16
     device: str = "cpu"
     workers: int = 1
@@ -111,9 +111,9 @@ class Settings:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} needs a number from {least} on, not {getattr(self, name)}")
-        if len(self.stage_steps) != STAGE_COUNT or min(self.stage_steps) < 1:
+        if len(self.stage_steps) != STAGE_COUNT or min(self.stage_steps) < 0:
             found = as_text(self.stage_steps)
-            raise InputError(f"stage_steps needs five positive numbers, such as 3000,1000,8000,350,4000; got {found}")
+            raise InputError(f"stage_steps needs six numbers from 0 on, such as 3000,1000,8000,350,4000,0; got {found}")
 
 
 def as_text(value: object) -> str:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from nano.phrases import Question
 from nano.tokenizer import Prompts
-from nano.vocabulary import PAGE, SIGN
+from nano.vocabulary import PAGE, SHAPED, SIGN
 
 IGNORE = -100  # cross_entropy's own
 BEGINNING, PADDING = 0, -1  # in `segment`; questions count from 1
@@ -119,6 +119,7 @@ class Batches(Dataset[Batch]):
         split: "train", or the name of the held-out one.
         pages: part of a batch's pictures that are pages, for which there are no questions.
         signs: part of them that are scenes with a sign; there are some among the others, too.
+        shapes: part of them that are scenes of shapes, likewise.
     """
 
     def __init__(
@@ -133,10 +134,12 @@ class Batches(Dataset[Batch]):
         split: str = "train",
         pages: float = 0.0,
         signs: float = 0.0,
+        shapes: float = 0.0,
     ) -> None:
         self.make_scene, self.kinds, self.first_seed, self.size, self.side = make_scene, kinds, first_seed, size, side
         self.tokenizer, self.most, self.split = tokenizer, most, split
-        self.families: list[str | None] = [*[PAGE] * round(pages * size), *[SIGN] * round(signs * size)]
+        shares = ((PAGE, pages), (SIGN, signs), (SHAPED, shapes))
+        self.families: list[str | None] = [family for family, share in shares for _ in range(round(share * size))]
         self.families += [None] * (size - len(self.families))
         self._prompts: Prompts | None = None
 

@@ -4,7 +4,7 @@
     train.py OUT                       # on a CPU: many hours
     train.py OUT --device cuda --batch 128 --workers 12   # not tried on a GPU
     train.py OUT --resume              # go on where OUT/state.pt is, with its own settings
-    train.py OUT --start CHECKPOINT    # the last two stages alone, with the weights of a checkpoint
+    train.py OUT --start CHECKPOINT    # the last three stages alone, with the weights of a checkpoint
     train.py OUT --export CHECKPOINT   # write the published LLaVA layout of OUT/state.pt, and stop
 
 OUT gets state.pt (every few minutes, and at Ctrl-C or the time limit), curve.csv, tokenizer.json, and at the
@@ -60,9 +60,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--stage-steps",
         _numbers,
         "steps of the encoder alone, of projector and decoder, of everything, of what reads features, of everything "
-        "with more signs; with --resume, stages that haven't ended may get others",
+        "with more signs, and with more shapes; 0 leaves a stage out, and with --resume stages that haven't ended may "
+        "get others",
         settings.stage_steps,
-        metavar="A,B,C,D,E",
+        metavar="A,B,C,D,E,F",
     )
     add("--batch", int, "pictures of a step", settings.batch)
     add("--questions", int, "of a picture in a step, at most", settings.questions)
@@ -87,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--start",
         type=Path,
         metavar="CHECKPOINT",
-        help="begin with its weights, sizes and tokenizer, in the last two stages; --side and --depths change its own",
+        help="begin with its weights, sizes, tokenizer, in the last three stages; --side and --depths change its own",
     )
     parser.add_argument("--export", type=Path, metavar="CHECKPOINT", help="only write OUT/state.pt's checkpoint")
     return parser

@@ -52,7 +52,7 @@ class Trainer:
         settings: how to train.
         world: the pictures.
         say: called with each line of progress.
-        start: a checkpoint, with whose weights and tokenizer a new run begins in the last two stages.
+        start: a checkpoint, with whose weights and tokenizer a new run begins in the last three stages.
 
     Attributes:
         changes: what the run went on with that it hadn't before; see `nano.record.changed_settings`.
@@ -224,7 +224,7 @@ class Trainer:
         settings = self.settings
         first_seed = self._first_seed(self.stage + 1)
         tokenizer = self.tokenizer if stage.answers else None
-        drawn = {"pages": stage.pages, "signs": stage.signs}
+        drawn = {"pages": stage.pages, "signs": stage.signs, "shapes": stage.shapes}
         side = stage.side(self.model.config.side)
         data = self._dataset(first_seed, settings.batch, side, tokenizer=tokenizer, most=settings.questions, **drawn)
         loader = DataLoader(

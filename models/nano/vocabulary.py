@@ -9,7 +9,7 @@ Rgb = tuple[int, int, int]
 KINDS: tuple[str, ...] = ("colour", "kind", "count", "presence", "position", "relation", "reading", "chart", "describe")
 SPLITS: tuple[str, ...] = ("train", "held-out")
 FAMILIES: tuple[str, ...] = ("shapes", "text", "chart")
-SIGN = FAMILIES[1]
+SHAPED, SIGN = FAMILIES[:2]
 PAGE = "page"  # full of text; for training, and without questions
 
 PAINTS: dict[str, Rgb] = {
@@ -85,6 +85,7 @@ __all__ = [
     "PAGE",
     "PAINTS",
     "PHOTOGRAPH",
+    "SHAPED",
     "SIGN",
     "SHADES",
     "SHAPES",

@@ -17,17 +17,19 @@ def test_the_stages_train_these_parts_by_these_losses():
         ("everything", whole, True, True, True),
         ("readers", {"projector", "decoder", "heads"}, True, True, True),
         ("signs", whole, True, True, True),
+        ("shapes", whole - {"heads"}, True, False, False),
     ]
 
 
-def test_pages_teach_the_encoder_and_signs_the_last_stages():
-    shares = {stage.name: (stage.pages, stage.signs) for stage in STAGES}
+def test_pages_teach_the_encoder_and_signs_and_shapes_the_last_stages():
+    shares = {stage.name: (stage.pages, stage.signs, stage.shapes) for stage in STAGES}
     assert shares == {
-        "encoder": (0.6, 0.0),
-        "projector": (0.0, 0.0),
-        "everything": (0.3, 0.0),
-        "readers": (0.0, 0.4),
-        "signs": (0.0, 0.4),
+        "encoder": (0.6, 0.0, 0.0),
+        "projector": (0.0, 0.0, 0.0),
+        "everything": (0.3, 0.0, 0.0),
+        "readers": (0.0, 0.4, 0.0),
+        "signs": (0.0, 0.4, 0.0),
+        "shapes": (0.0, 0.2, 0.3),
     }
 
 

@@ -205,7 +205,7 @@ def test_a_start_that_cannot_be_is_one_line_and_makes_no_folder(tmp_path, capsys
 
 def test_the_command_begins_there(run, tmp_path, capsys):
     _, checkpoint = exported(run, tmp_path / "checkpoint", ())
-    options = ["--start", str(checkpoint), "--stage-steps", "9,9,9,1,1", "--batch", "2"]
+    options = ["--start", str(checkpoint), "--stage-steps", "9,9,9,1,1,1", "--batch", "2"]
     assert main([str(tmp_path / "run"), *options, "--workers", "0", "--minutes", "1e-9"]) == 0
     assert f"goes on with stages of 1,1,1,1,1 blocks and {SIDE} px" in capsys.readouterr().out
     assert not (tmp_path / "run" / "state.pt").exists()  # no time for a step, so nothing to go on from

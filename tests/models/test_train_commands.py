@@ -64,8 +64,8 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("--seed", "-1", "seed needs a number from 0 on"),
         ("--minutes", "0", "minutes needs a number above 0"),
         ("--minutes", "nan", "minutes needs a number above 0"),
-        ("--stage-steps", "1,2", "five positive numbers"),
-        ("--stage-steps", "1,2,0", "five positive numbers"),
+        ("--stage-steps", "1,2", "six numbers from 0 on"),
+        ("--stage-steps", "1,2,3,4,5,-1", "six numbers from 0 on"),
         ("--dims", "16,48,96,192", "dims needs five positive numbers"),
         ("--dims", "0,48,96,192,192", "dims needs five positive numbers"),
         ("--dims", "16,40,96,192,192", "each a multiple of the one before"),
@@ -100,7 +100,7 @@ def test_help_and_mistakes_need_no_torch(tmp_path):
     result = subprocess.run([sys.executable, "-c", paths + code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     text = " ".join(result.stdout.split())
-    for default in ("13000,6000,6000,350,4000", "16,48,96,192,192", "1,2,5,2,1", "16", "250", "320"):
+    for default in ("13000,6000,6000,350,4000,2000", "16,48,96,192,192", "1,2,5,2,1", "16", "250", "320"):
         assert f"(default {default})" in text
     assert "(default: at the end)" in text
 
@@ -129,11 +129,11 @@ def test_a_new_run_has_the_defaults_and_what_was_given(tmp_path, monkeypatch):
 
     monkeypatch.setattr("nano.trainer.Trainer", stand_in)
     assert main([str(tmp_path)]) == 2
-    options = "--seed 3 --stage-steps 5,6,7,8,9 --batch 4 --questions 2 --workers 0 --evaluate-every 9 --device cpu"
+    options = "--seed 3 --stage-steps 5,6,7,8,9,0 --batch 4 --questions 2 --workers 0 --evaluate-every 9 --device cpu"
     options += " --side 128 --dims 8,24,48,96,96 --depths 1,1,1,1,2"
     assert main([str(tmp_path), "--resume", *options.split()]) == 2
     assert seen[0] == (NanoConfig(), Settings())
-    given = Settings(seed=3, stage_steps=(5, 6, 7, 8, 9), batch=4, questions=2, workers=0, evaluate_every=9)
+    given = Settings(seed=3, stage_steps=(5, 6, 7, 8, 9, 0), batch=4, questions=2, workers=0, evaluate_every=9)
     assert seen[1] == (NanoConfig(side=128, dims=(8, 24, 48, 96, 96), depths=(1, 1, 1, 1, 2)), given)
 
 
@@ -152,7 +152,10 @@ def test_a_run_goes_on_with_its_own_settings(begun, made):
         ("--side 256", "has side 128, not side 256;"),
         ("--dims 16,48,96,192,192", "has dims 8,24,48,96,96, not dims 16,48,96,192,192;"),
         ("--depths 1,1,2,1,1", "has depths 1,1,1,1,1, not depths 1,1,2,1,1;"),
-        ("--stage-steps 4,2,3,1,2", "in stage 2 after 1 steps, has stage_steps 3,2,3,1,2, not stage_steps 4,2,3,1,2;"),
+        (
+            "--stage-steps 4,2,3,1,2,1",
+            "in stage 2 after 1 steps, has stage_steps 3,2,3,1,2,1, not stage_steps 4,2,3,1,2,1;",
+        ),
     ],
 )
 def test_a_run_does_not_become_another(begun, capsys, made, options, message):
@@ -167,9 +170,9 @@ def test_a_stage_has_no_fewer_steps_than_were_done(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.run(stop_after(trainer, 2))
     with pytest.raises(
-        InputError, match="in stage 1 after 2 steps, has stage_steps 3,2,3,1,2, not stage_steps 1,2,3,4,5"
+        InputError, match="in stage 1 after 2 steps, has stage_steps 3,2,3,1,2,1, not stage_steps 1,2,3,4,5,6"
     ):
-        make_trainer(tmp_path, replace(SETTINGS, stage_steps=(1, 2, 3, 4, 5)))
+        make_trainer(tmp_path, replace(SETTINGS, stage_steps=(1, 2, 3, 4, 5, 6)))
 
 
 @pytest.mark.parametrize("schedule", [None, [["encoder", 128], ["signs", 128]]])
@@ -187,23 +190,23 @@ def test_a_run_of_other_stages_is_only_exported(begun, tmp_path, capsys, schedul
 
 
 def test_what_may_change_is_noted_in_the_state(begun, capsys):
-    options = ["--stage-steps", "3,1,2,1,1", "--evaluate-every", "50", "--device", "cpu", "--minutes", "1e-9"]
+    options = ["--stage-steps", "3,1,2,1,1,0", "--evaluate-every", "50", "--device", "cpu", "--minutes", "1e-9"]
     assert main([str(begun), "--resume", *options]) == 0  # no time for a step
-    assert "from here on: stage_steps 3,1,2,1,1, evaluate_every 50" in capsys.readouterr().out
+    assert "from here on: stage_steps 3,1,2,1,1,0, evaluate_every 50" in capsys.readouterr().out
     first = {
         "stage": 1,
         "step": 1,
-        "settings": {"stage_steps": ((3, 2, 3, 1, 2), (3, 1, 2, 1, 1)), "evaluate_every": (2, 50)},
+        "settings": {"stage_steps": ((3, 2, 3, 1, 2, 1), (3, 1, 2, 1, 1, 0)), "evaluate_every": (2, 50)},
     }
     assert load_state(begun, "cpu")["changes"] == [first]
     assert main([str(begun), "--resume"]) == 0  # with the new ones, to the end
     state = load_state(begun, "cpu")
     assert state["changes"] == [first]
-    assert state["settings"] == asdict(replace(SETTINGS, stage_steps=(3, 1, 2, 1, 1), evaluate_every=50))
+    assert state["settings"] == asdict(replace(SETTINGS, stage_steps=(3, 1, 2, 1, 1, 0), evaluate_every=50))
     assert (begun / "checkpoint" / "config.json").exists()
     rows = [line.split(",")[1:3] for line in (begun / "curve.csv").read_text().splitlines()[1:]]
     assert rows == [["encoder", "2"], ["encoder", "3"], ["everything", "2"], ["readers", "1"], ["signs", "1"]]
-    assert main([str(begun), "--resume", "--stage-steps", "3,1,2,1,5"]) == 2  # it has ended
+    assert main([str(begun), "--resume", "--stage-steps", "3,1,2,1,1,5"]) == 2  # it has ended
 
 
 def test_a_state_that_names_no_settings_takes_those_given_and_notes_them(begun):

@@ -22,7 +22,7 @@ from nano.schedule import STAGES, Stage
 from nano.settings import NanoConfig, Settings
 from nano.targets import Batch
 from nano.trainer import Trainer
-from nano.vocabulary import PAGE, SIGN
+from nano.vocabulary import PAGE, SHAPED, SIGN
 from support.nano_run import CONFIG, SETTINGS
 
 SIDE = 192  # four fifths of which are 128, to the nearest that the encoder can have
@@ -105,16 +105,16 @@ def test_the_curve_is_of_the_first_held_out_scenes_alone(runs: list[Watched]) ->
 def test_the_first_three_stages_see_smaller_pictures(runs: list[Watched]) -> None:
     for run in runs:
         sides = {name: set(run.sides[name]) for name in NAMES}
-        assert sides == dict(zip(NAMES, ({128}, {128}, {128}, {SIDE}, {SIDE}), strict=True))
+        assert sides == dict(zip(NAMES, ({128}, {128}, {128}, {SIDE}, {SIDE}, {SIDE}), strict=True))
         assert set(run.sides[START]) == {128}
         before = SETTINGS.evaluated  # each size is made once, then kept
         assert run.sides[CURVE] == [128] * before + [SIDE] * before
 
 
-def test_pages_teach_the_encoder_and_signs_the_last_stages(runs: list[Watched]) -> None:
+def test_pages_teach_the_encoder_and_signs_and_shapes_the_last_stages(runs: list[Watched]) -> None:
     for run in runs:  # of two pictures, what is nearest to such a share is one
         seen = {name: run.families[name][: SETTINGS.batch] for name in NAMES}
-        drawn = [PAGE, None], [None, None], [PAGE, None], [SIGN, None], [SIGN, None]
+        drawn = [PAGE, None], [None, None], [PAGE, None], [SIGN, None], [SIGN, None], [SHAPED, None]
         assert seen == dict(zip(NAMES, drawn, strict=True))
 
 

@@ -22,7 +22,7 @@ CONFIG = NanoConfig(
     intermediate=96,
 )
 SETTINGS = Settings(
-    stage_steps=(3, 2, 3, 1, 2), batch=2, workers=0, evaluate_every=2, evaluated=4, vocabulary_scenes=12
+    stage_steps=(3, 2, 3, 1, 2, 1), batch=2, workers=0, evaluate_every=2, evaluated=4, vocabulary_scenes=12
 )
 
 
