@@ -87,6 +87,7 @@ class Settings:
     Attributes:
         seed: of the weights and of the pictures; two runs with other seeds see other training scenes.
         stage_steps: of each of the schedule's stages; 0 leaves one out.
+        rate: factor of all learning rates; below 1 to train on what is nearly done.
         batch: pictures of a step.
         workers: processes that make pictures; 0 makes them in this one.
         questions: of a picture in a step, at most.
@@ -99,6 +100,7 @@ class Settings:
 
     seed: int = 0
     stage_steps: tuple[int, ...] = (13000, 6000, 6000, 350, 4000, 2000)
+    rate: float = 1.0
     batch: int = 16
     device: str = "cpu"
     workers: int = 1
@@ -111,6 +113,8 @@ class Settings:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} needs a number from {least} on, not {getattr(self, name)}")
+        if not 0 < self.rate <= 10:
+            raise InputError(f"rate needs a number above 0, at most 10, not {self.rate}")
         if len(self.stage_steps) != STAGE_COUNT or min(self.stage_steps) < 0:
             found = as_text(self.stage_steps)
             raise InputError(f"stage_steps needs six numbers from 0 on, such as 3000,1000,8000,350,4000,0; got {found}")

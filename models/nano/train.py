@@ -65,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         settings.stage_steps,
         metavar="A,B,C,D,E,F",
     )
+    add("--rate", float, "factor of all learning rates, below 1 to train on what is nearly done", settings.rate)
     add("--batch", int, "pictures of a step", settings.batch)
     add("--questions", int, "of a picture in a step, at most", settings.questions)
     add(

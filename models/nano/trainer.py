@@ -242,7 +242,7 @@ class Trainer:
         return Batches(self.world.make_scene, self.world.KINDS, first_seed, size, side, **more)
 
     def _train_step(self, stage: Stage, batch: Batch, steps: int) -> float:
-        set_rate(self.optimizer, rate_factor(self.step, steps))
+        set_rate(self.optimizer, self.settings.rate * rate_factor(self.step, steps))
         loss = self._loss(stage, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

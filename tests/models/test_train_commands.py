@@ -61,6 +61,8 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("--questions", "0", "questions needs a number from 1 on"),
         ("--workers", "-1", "workers needs a number from 0 on"),
         ("--evaluate-every", "0", "evaluate_every needs a number from 1 on"),
+        ("--rate", "0", "rate needs a number above 0, at most 10, not 0"),
+        ("--rate", "nan", "rate needs a number above 0"),
         ("--seed", "-1", "seed needs a number from 0 on"),
         ("--minutes", "0", "minutes needs a number above 0"),
         ("--minutes", "nan", "minutes needs a number above 0"),
@@ -130,10 +132,10 @@ def test_a_new_run_has_the_defaults_and_what_was_given(tmp_path, monkeypatch):
     monkeypatch.setattr("nano.trainer.Trainer", stand_in)
     assert main([str(tmp_path)]) == 2
     options = "--seed 3 --stage-steps 5,6,7,8,9,0 --batch 4 --questions 2 --workers 0 --evaluate-every 9 --device cpu"
-    options += " --side 128 --dims 8,24,48,96,96 --depths 1,1,1,1,2"
+    options += " --rate 0.5 --side 128 --dims 8,24,48,96,96 --depths 1,1,1,1,2"
     assert main([str(tmp_path), "--resume", *options.split()]) == 2
     assert seen[0] == (NanoConfig(), Settings())
-    given = Settings(seed=3, stage_steps=(5, 6, 7, 8, 9, 0), batch=4, questions=2, workers=0, evaluate_every=9)
+    given = Settings(3, (5, 6, 7, 8, 9, 0), rate=0.5, batch=4, questions=2, workers=0, evaluate_every=9)
     assert seen[1] == (NanoConfig(side=128, dims=(8, 24, 48, 96, 96), depths=(1, 1, 1, 1, 2)), given)
 
 
