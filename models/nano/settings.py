@@ -95,7 +95,7 @@ class Settings:
         vocabulary_scenes: whose phrases make the tokenizer.
 
     Raises:
-        InputError: a number is too small, or there is none for a stage.
+        InputError: a number is too small or too large, there is none for a stage, or no stage has steps.
     """
 
     seed: int = 0
@@ -113,6 +113,8 @@ class Settings:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} needs a number from {least} on, not {getattr(self, name)}")
+        if not any(self.stage_steps):
+            raise InputError("stage_steps needs a stage with steps; with zeros alone nothing is trained")
         if not 0 < self.rate <= 10:
             raise InputError(f"rate needs a number above 0, at most 10, not {self.rate}")
         if len(self.stage_steps) != STAGE_COUNT or min(self.stage_steps) < 0:

@@ -34,7 +34,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 from fastvlm_mlx.errors import InputError  # noqa: E402
-from nano.settings import NanoConfig, Settings, as_text  # noqa: E402
+from nano.settings import STAGE_COUNT, NanoConfig, Settings, as_text  # noqa: E402
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -60,8 +60,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--stage-steps",
         _numbers,
         "steps of the encoder alone, of projector and decoder, of everything, of what reads features, of everything "
-        "with more signs, and with more shapes; 0 leaves a stage out, and with --resume stages that haven't ended may "
-        "get others",
+        "with more signs, and with more shapes; 0 leaves a stage out, as --start does the first three, and with "
+        "--resume stages that haven't ended may get others",
         settings.stage_steps,
         metavar="A,B,C,D,E,F",
     )
@@ -98,6 +98,14 @@ def make_parser() -> argparse.ArgumentParser:
 def _given(args: argparse.Namespace, kind: type[Settings] | type[NanoConfig]) -> dict[str, Any]:
     """The options that were given, of those that a dataclass has a field for."""
     return {f.name: getattr(args, f.name) for f in fields(kind) if getattr(args, f.name, None) is not None}
+
+
+def _for_these_stages(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings; one from before a stage was added can still be exported, and has no steps of that."""
+    steps = settings.get("stage_steps")
+    if steps is None or len(steps) >= STAGE_COUNT:
+        return settings
+    return settings | {"stage_steps": (*steps, *[0] * (STAGE_COUNT - len(steps)))}
 
 
 def _check_folder(out: Path, resume: bool, exports: bool) -> bool:
@@ -161,14 +169,17 @@ def train(args: argparse.Namespace) -> None:
     from nano import scenes
     from nano.export import export
     from nano.record import CHECKPOINT, load_state
+    from nano.schedule import STARTED
     from nano.starting import read_config
     from nano.trainer import Trainer
 
     if has_state:
         state = load_state(args.out, "cpu")
-        settings = Settings(**state.get("settings", {}) | _given(args, Settings))
+        settings = Settings(**_for_these_stages(state.get("settings", {})) | _given(args, Settings))
         config = replace(NanoConfig(**state["config"]), **_given(args, NanoConfig))
     elif args.start:
+        if not any(settings.stage_steps[STARTED:]):
+            raise InputError(f"--start leaves the first {STARTED} stages out; give one of the others steps")
         config = read_config(args.start, args.side, args.depths)
         print(f"{args.start}: goes on with stages of {as_text(config.depths)} blocks and {config.side} px", flush=True)
     _check_device(settings.device)

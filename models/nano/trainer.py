@@ -205,7 +205,7 @@ class Trainer:
             if stop() and self.step < steps:
                 return
         self._enter(self.stage + 1)
-        if stage.trains("late") and not stage.answers:
+        if steps and stage.trains("late") and not stage.answers:
             self._start_projector(stage)
         self.save()
 
@@ -272,7 +272,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, stage: Stage) -> dict[str, float]:
-        """Accuracy of the heads on what cells hold, and exact match of answers by kind, on held-out pictures."""
+        """On held-out pictures: accuracy of the heads that a stage trains, and exact match of answers by kind."""
         settings, side = self.settings, stage.side(self.model.config.side)
         if side not in self._held_out:
             data = self._dataset(0, settings.evaluated, side, tokenizer=self.tokenizer, most=1000, split=HELD_OUT)
@@ -283,11 +283,12 @@ class Trainer:
         seen = [self.model.encode_with_maps(pixels) for pixels in batch["pixels"].split(settings.batch)]
         features = torch.cat([part for part, _ in seen])
         maps = [torch.cat(parts) for parts in zip(*(maps for _, maps in seen), strict=True)]
-        counts = {f"cell {name}": count for name, count in head_counts(self.heads(features), batch).items()}
-        counts |= {
-            f"dense {name}": count for name, count in dense_counts(self.heads.dense(maps, features), batch).items()
-        }
-        out = {name: right / max(every, 1) for name, (right, every) in counts.items()}
+        out = {}
+        if stage.heads:  # elsewhere they don't follow the features, and a run that starts there never taught them
+            counts = {f"cell {name}": count for name, count in head_counts(self.heads(features), batch).items()}
+            dense = dense_counts(self.heads.dense(maps, features), batch)
+            counts |= {f"dense {name}": count for name, count in dense.items()}
+            out = {name: right / max(every, 1) for name, (right, every) in counts.items()}
         if stage.answers:
             logits, labels = answer_logits(self.model, features, batch)
             right = exact_matches(logits, labels, batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,11 @@ pytest.importorskip("torch")
 import torch
 from safetensors.torch import load_file, save_file
 
-from nano.average import main
+from nano.average import ALIKE, WEIGHTS, main
 from nano.export import export
 from nano.network import NanoVLM
 from nano.starting import read_config
 from support.nano_run import CONFIG
-
-WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
@@ -29,7 +26,10 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     tokenizer.write_text("{}")
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
-        export(NanoVLM(CONFIG), tokenizer, tmp_path / name)
+        network = NanoVLM(CONFIG)
+        for tensor in network.state_dict().values():  # what starts as ones or zeros, such as norms' statistics, too
+            tensor.copy_(torch.rand(tensor.shape) + 0.5 if tensor.is_floating_point() else torch.full((), 1 + seed))
+        export(network, tokenizer, tmp_path / name)
     return tmp_path / "first", tmp_path / "second"
 
 
@@ -45,8 +45,11 @@ def test_every_weight_is_the_mean(pair, tmp_path, share):
         assert tensor.dtype == first[name].dtype
         right = (1 - share) * first[name].double() + share * second[name].double() if name in floating else first[name]
         torch.testing.assert_close(tensor.double(), right.double(), atol=1e-6, rtol=1e-3)  # float16's steps
+        assert not torch.equal(first[name], second[name]), name
+    assert {file.name for file in out.iterdir()} == {WEIGHTS, *ALIKE}
+    for name in ALIKE:
+        assert (out / name).read_bytes() == (pair[0] / name).read_bytes()
     assert read_config(out) == read_config(pair[0])
-    assert (out / "tokenizer.json").read_text() == "{}"
 
 
 def test_half_of_each_without_a_share(pair, tmp_path):
@@ -69,6 +72,10 @@ def _lost_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
+def _damaged_weights(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-8])
+
+
 def _other_tensors(folder: Path) -> None:
     weights = load_file(folder / WEIGHTS)
     weights.pop(next(iter(weights)))
@@ -81,18 +88,26 @@ def _other_tensors(folder: Path) -> None:
         (_other_sizes, "differ in config.json; give one that was trained on from the other"),
         (_other_words, "differ in tokenizer.json; give one"),
         (_lost_weights, "lacks model.safetensors; give a folder that train.py exported"),
+        (_damaged_weights, "holds no weights"),
         (_other_tensors, "hold other tensors; give one"),
     ],
 )
-def test_what_has_no_mean_is_one_sentence_and_changes_nothing(pair, tmp_path, capsys, change, message):
+def test_what_has_no_mean_is_one_sentence_and_writes_nothing(pair, tmp_path, capsys, change, message):
     change(pair[1])
-    out = Path(shutil.copytree(pair[0], tmp_path / "out"))
-    before = (out / WEIGHTS).read_bytes()
-    assert main([*map(str, pair), str(out)]) == 2
+    assert main([*map(str, pair), str(tmp_path / "out")]) == 2
     text = capsys.readouterr().err
     assert message in text
     assert text.count("\n") == 1
-    assert (out / WEIGHTS).read_bytes() == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_there_stays(pair, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for out in (*pair, tmp_path, tmp_path / "file"):
+        before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+        assert main([*map(str, pair), str(out)]) == 2
+        assert f"{out} is there already; give a new folder" in capsys.readouterr().err
+        assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize("share", ["-0.1", "1.1", "nan"])

@@ -195,6 +195,7 @@ def test_a_start_that_cannot_be_is_one_line_and_makes_no_folder(tmp_path, capsys
     for options, message in (
         (["--start", str(tmp_path / "nothing")], "lacks config.json, model.safetensors, tokenizer.json;"),
         (["--start", str(tmp_path), "--dims", "16,48,96,192,192"], "leave --dims out"),
+        (["--start", str(tmp_path), "--stage-steps", "9,9,9,0,0,0"], "--start leaves the first 3 stages out;"),
     ):
         assert main([str(tmp_path / "run"), *options]) == 2
         text = capsys.readouterr().err

@@ -62,7 +62,9 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("--workers", "-1", "workers needs a number from 0 on"),
         ("--evaluate-every", "0", "evaluate_every needs a number from 1 on"),
         ("--rate", "0", "rate needs a number above 0, at most 10, not 0"),
+        ("--rate", "11", "rate needs a number above 0, at most 10, not 11"),
         ("--rate", "nan", "rate needs a number above 0"),
+        ("--stage-steps", "0,0,0,0,0,0", "stage_steps needs a stage with steps"),
         ("--seed", "-1", "seed needs a number from 0 on"),
         ("--minutes", "0", "minutes needs a number above 0"),
         ("--minutes", "nan", "minutes needs a number above 0"),
@@ -181,7 +183,9 @@ def test_a_stage_has_no_fewer_steps_than_were_done(tmp_path):
 def test_a_run_of_other_stages_is_only_exported(begun, tmp_path, capsys, schedule):
     """Its pictures would be others from one step to the next, and its optimiser's parameters others."""
     state = load_state(begun, "cpu")
-    state |= {"schedule": schedule, "stage": 3, "optimizer": {"state": {}, "param_groups": []}}
+    steps = tuple(100 for _ in schedule or range(5))  # fewer stages than there are now
+    state |= {"schedule": schedule, "stage": 1, "optimizer": {"state": {}, "param_groups": []}}
+    state["settings"]["stage_steps"] = steps
     torch.save({k: v for k, v in state.items() if v is not None}, begun / STATE)
     before = (begun / STATE).read_bytes()
     assert main([str(begun), "--resume"]) == 2
